@@ -1,0 +1,67 @@
+# The front door. `make help` lists the targets; set-up happens by itself, in .venv, and only there.
+PROFILE ?= laptop
+PYTHON  ?= python3
+CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+SEEDS   ?= 0
+TORCH   ?= 2.13.0
+PYTEST_ARGS ?=
+LAB_ARGS    ?=
+
+BIN   := .venv/bin
+READY := .venv/.ready
+# Outside JupyterLab's search path for kernels nothing is written, and the kernel of .venv comes first in it.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help setup study test test-slow lab lint lock reference clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@echo "variables: PROFILE=$(PROFILE) CORES=$(CORES) SEEDS=$(SEEDS) PYTHON=$(PYTHON) PYTEST_ARGS LAB_ARGS"
+
+study: $(READY)  ## the whole study in batch, with progress; goes on where it was stopped
+	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES)
+
+test: $(READY)  ## the fast tests
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(READY)  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks
+
+lint: $(READY)  ## ruff
+	@$(BIN)/ruff check .
+
+reference: $(READY)  ## keep the results of PROFILE in results/reference/, which git tracks
+	@$(BIN)/mirl reference --profile $(PROFILE)
+
+# With the oldest Python that is supported, a newer one can use the lock too: make lock PYTHON=python3.11
+lock:  ## write constraints.txt from a fresh environment
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(PYTHON) -m venv "$$dir/venv" && \
+	"$$dir/venv/bin/python" -m pip install -qq --disable-pip-version-check "torch==$(TORCH)" -e ".[test]" && \
+	"$$dir/venv/bin/python" -m pip freeze --all --exclude-editable > "$$dir/freeze" && \
+	{ echo "# Versions tested together; a pip constraints file, written by \`make lock\`."; \
+	  sed -E '/^(pip|setuptools|wheel|mirl-study)( |=)/d; s/\+[a-z0-9.]+$$//' "$$dir/freeze"; } > "$$dir/lock" && \
+	! grep -nE ' @ |://' "$$dir/lock" && cp "$$dir/lock" constraints.txt && echo "constraints.txt: $$(grep -c == constraints.txt) versions"
+
+clean:  ## remove the environment and caches; results stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .snakemake
+	find . -name __pycache__ -not -path './results/*' -prune -exec rm -rf {} +
+
+setup: $(READY)  ## the environment alone
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) is too old; name Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "setting up .venv (once; a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e ".[test]" \
+	  > .venv/pip.log 2>&1 || \
+	  { grep -v '^WARNING' .venv/pip.log | tail -15 >&2; echo "error: set-up failed; see .venv/pip.log" >&2; exit 1; }
+	@touch $@
