@@ -1,0 +1,1 @@
+"""From nothing to a prepared data folder with a data card."""

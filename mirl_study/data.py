@@ -1,0 +1,212 @@
+"""Images decoded once into one uint8 bank on the training device; a batch is a pure function of (seed, order, step)."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_prep import embedded
+from mirl_study.degradations import gaussian_noise
+from mirl_study.settings import SIGMAS, Settings, SettingsError
+
+SMALLEST = 16  # pixels: below, neither the network's three halvings nor SSIM's window make sense
+
+
+class Sample(NamedTuple):
+    """One full image of one task: names, and (1, 3, H, W) float32 images in [0, 1]."""
+
+    task: str
+    name: str
+    degraded: Tensor
+    target: Tensor
+
+
+class Row(NamedTuple):
+    """One line of the manifest: a name and places in the bank; ``degraded`` is None where noise is drawn on the fly."""
+
+    name: str
+    degraded: int | None
+    target: int
+
+
+@dataclass(frozen=True)
+class Bank:
+    """All images of one split.
+
+    Attributes:
+        pixels: every image, flat, uint8, on the training device.
+        shapes: (height, width) of each image.
+        starts: where each image begins in ``pixels``.
+        rows: what there is to restore, by family of tasks (``denoise``, ``derain``, ``dehaze``).
+        noise_rounding: see Settings.
+    """
+
+    pixels: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    rows: dict[str, tuple[Row, ...]]
+    noise_rounding: str
+
+    def image(self, index: int) -> Tensor:
+        """Returns image ``index`` as a uint8 view, (H, W, 3)."""
+        height, width = self.shapes[index]
+        return self.pixels[self.starts[index] : self.starts[index] + height * width * 3].view(height, width, 3)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all pixels and of what belongs to what."""
+        return hashlib.sha256(self.pixels.cpu().numpy().tobytes() + repr((self.shapes, self.rows)).encode()).hexdigest()
+
+    def batch(self, size: int, patch: int, *, seed: int, order: int, step: int) -> tuple[Tensor, Tensor]:
+        """Draws patches; equal arguments give equal batches, whatever was drawn before.
+
+        The families of tasks take turns, and so do the noise levels, so that any run of steps is balanced.
+
+        Args:
+            size: patches in the batch.
+            patch: height and width of a patch in pixels.
+            seed: of the run.
+            order: which of the many data orders of this seed.
+            step: place in that order.
+
+        Returns:
+            Degraded and clean patches, (size, 3, patch, patch), float32 in [0, 1].
+        """
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, order]))
+        families = tuple(self.rows)
+        degraded, target, sigmas = [], [], []
+        for place in range(step * size, step * size + size):
+            family, turn = families[place % len(families)], place // len(families)
+            row = self.rows[family][rng.integers(len(self.rows[family]))]
+            height, width = self.shapes[row.target]
+            top, left = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
+            flips = [axis for axis in (0, 1) if rng.integers(2)]
+            for place_in_bank, patches in (
+                (row.target if row.degraded is None else row.degraded, degraded),
+                (row.target, target),
+            ):
+                patches.append(self.image(place_in_bank)[top : top + patch, left : left + patch].flip(flips))
+            sigmas.append(SIGMAS[turn % len(SIGMAS)] if family == "denoise" else 0)
+        images, clean = (torch.stack(patches).permute(0, 3, 1, 2).float() / 255 for patches in (degraded, target))
+        noisy = torch.tensor([sigma > 0 for sigma in sigmas], device=images.device)
+        if noisy.any():
+            generator = torch.Generator(images.device).manual_seed(int(rng.integers(2**62)))
+            levels = torch.tensor([s for s in sigmas if s], device=images.device, dtype=torch.float32)
+            images[noisy] = gaussian_noise(images[noisy], levels, generator, self.noise_rounding)
+        return images, clean
+
+    def samples(self) -> Iterator[Sample]:
+        """Yields every full image of every task; noise depends on task and name alone, so all methods see the same."""
+        for family, rows in self.rows.items():
+            for row in rows:
+                target = self._float(row.target)
+                if row.degraded is not None:
+                    yield Sample(family, row.name, self._float(row.degraded), target)
+                    continue
+                for sigma in SIGMAS:
+                    task = f"{family}{sigma}"
+                    generator = torch.Generator(target.device).manual_seed(zlib.crc32(f"{task}/{row.name}".encode()))
+                    level = torch.tensor([float(sigma)], device=target.device)
+                    yield Sample(task, row.name, gaussian_noise(target, level, generator, self.noise_rounding), target)
+
+    def _float(self, index: int) -> Tensor:
+        return self.image(index).permute(2, 0, 1)[None].float() / 255
+
+
+def data_folder(settings: Settings, root: Path) -> Path:
+    """Returns the prepared folder that ``settings.data`` means; the embedded photographs are prepared on first use.
+
+    Args:
+        settings: of the run.
+        root: folder under which ``data/`` lies.
+
+    Raises:
+        SettingsError: if there is no prepared folder.
+    """
+    if settings.data == "embedded":
+        return embedded.prepare(root / "data" / "embedded")
+    folder = Path(settings.data).expanduser()
+    folder = folder if folder.is_absolute() else root / folder
+    if not (folder / "manifest.csv").is_file():
+        raise SettingsError(
+            f"data={settings.data!r} is neither 'embedded' nor a prepared folder: {folder / 'manifest.csv'} is missing"
+        )
+    return folder
+
+
+def _decode(path: Path) -> np.ndarray:
+    """Returns an 8-bit RGB image, (H, W, 3); names the file if it is not one or is too small."""
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise SettingsError(f"image {path} has mode {image.mode!r}, RGB with 8 bits is wanted")
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SettingsError(f"image {path} cannot be read: {error}") from error
+    if min(pixels.shape[:2]) < SMALLEST:
+        raise SettingsError(
+            f"image {path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, at least {SMALLEST}x{SMALLEST} is wanted"
+        )
+    return pixels
+
+
+def load_bank(settings: Settings, split: str, root: Path, device: torch.device | str = "cpu") -> Bank:
+    """Decodes one split of the data for one setting.
+
+    Args:
+        settings: of the run.
+        split: ``train``, ``val`` or ``test``.
+        root: folder under which ``data/`` lies.
+        device: where the bank shall be.
+
+    Returns:
+        The bank.
+
+    Raises:
+        SettingsError: naming the file, if an image is missing, broken, too small, of another size than its pair, or,
+        unless the split is
+            ``test``, smaller than a patch.
+    """
+    folder = data_folder(settings, root)
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    manifest = manifest[manifest.split == split]
+    families = ("denoise", "derain", "dehaze") if settings.setting == "all_in_one" else (settings.setting,)
+    paths: dict[str, int] = {}
+    rows: dict[str, tuple[Row, ...]] = {}
+    for family in families:
+        part = manifest[manifest.task == family]
+        if part.empty:
+            raise SettingsError(
+                f"data={settings.data!r} has no {split} images for {family} in {folder / 'manifest.csv'}"
+            )
+        rows[family] = tuple(
+            Row(
+                name, paths.setdefault(degraded, len(paths)) if degraded else None, paths.setdefault(target, len(paths))
+            )
+            for name, degraded, target in part[["name", "input", "target"]].itertuples(index=False)
+        )
+    images = [_decode(folder / path) for path in paths]
+    names = list(paths)
+    for row in (row for family in rows.values() for row in family):
+        if row.degraded is not None and images[row.degraded].shape != images[row.target].shape:
+            raise SettingsError(f"images {names[row.degraded]} and {names[row.target]} in {folder} differ in size")
+    if split != "test":
+        small = min(range(len(images)), key=lambda i: min(images[i].shape[:2]))
+        least = min(images[small].shape[:2])
+        if settings.patch_size > least:
+            raise SettingsError(
+                f"patch_size={settings.patch_size} is larger than image {folder / names[small]}: "
+                f"at most {least // 8 * 8} is allowed"
+            )
+    starts = np.cumsum([0, *(image.size for image in images)])[:-1]
+    pixels = torch.from_numpy(np.concatenate([image.ravel() for image in images])).to(device)
+    shapes = tuple(image.shape[:2] for image in images)
+    return Bank(pixels, shapes, tuple(int(start) for start in starts), rows, settings.noise_rounding)

@@ -1,0 +1,295 @@
+"""Everything that decides a result, in two frozen dataclasses; named profiles; validation; the key of a run."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+SETTINGS = ("all_in_one", "derain", "dehaze", "denoise")
+SCOPES = ("global", "layerwise")
+ONE_SHOT = {  # method: (criterion, fraction of the weights removed at once)
+    "PIR-OSM-I": ("magnitude", 0.3),
+    "PIR-OSM-II": ("magnitude", 0.7),
+    "PIR-OSR-I": ("random", 0.3),
+    "PIR-OSR-II": ("random", 0.7),
+}
+LOTTERY = {"MIR-L-LW": "layerwise", "MIR-L-G": "global"}
+METHODS = ("dense", *ONE_SHOT, *LOTTERY)
+SIGMAS = (15, 25, 50)
+TASKS = {  # setting: the tasks that one image of it can suffer, grouped as the batches are balanced
+    "derain": ("derain",),
+    "dehaze": ("dehaze",),
+    "denoise": tuple(f"denoise{sigma}" for sigma in SIGMAS),
+}
+TASKS["all_in_one"] = tuple(task for tasks in tuple(TASKS.values()) for task in tasks)
+
+
+class SettingsError(ValueError):
+    """One line that names the parameter, its value, what is allowed and the nearest valid name."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the valid name closest to ``name``, or an empty string."""
+    match = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def choose(parameter: str, value: str, allowed: Iterable[str]) -> str:
+    """Returns ``value`` if it is one of ``allowed``; raises SettingsError with the nearest name otherwise."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise SettingsError(f"{parameter}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    return value
+
+
+def _require(ok: bool, parameter: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise SettingsError(f"{parameter}={value!r} is not allowed: {allowed}")
+
+
+def _check_types(settings: Any, prefix: str = "") -> None:
+    """Raises SettingsError unless each field is what its annotation says; int passes for float, list for tuple."""
+    hints = get_type_hints(type(settings))
+    for name, value in ((f.name, getattr(settings, f.name)) for f in dataclasses.fields(settings)):
+        kind = get_origin(hints[name]) or hints[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is tuple and isinstance(value, list):
+            value = tuple(value)
+        inner = get_args(hints[name])
+        ok = type(value) is kind and (not inner or all(type(item) is inner[0] for item in value))
+        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        _require(ok, prefix + name, value, wanted.get(kind.__name__, "a list of whole numbers") + " is wanted")
+        object.__setattr__(settings, name, value)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The shape of a PromptIR; the paper's size is the preset ``paper``.
+
+    Attributes:
+        dim: channels of the first level; the levels have dim, 2 dim, 4 dim and 8 dim.
+        blocks: transformer blocks at the four levels (the decoder repeats the first three).
+        refinement: transformer blocks after the decoder.
+        heads: attention heads at the four levels.
+        expansion: widening of the feed-forward part (GDFN).
+        prompt_components: prompts to choose from at each of three levels.
+        prompt_size: height and width of the finest prompts; the two deeper ones have a half and a quarter.
+        unused: whether the six convolutions that the released model carries but never runs are there.
+    """
+
+    dim: int = 48
+    blocks: tuple[int, ...] = (4, 6, 6, 8)
+    refinement: int = 4
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    expansion: float = 2.66
+    prompt_components: int = 5
+    prompt_size: int = 64
+    unused: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self, "network.")
+        _require(self.dim >= 4 and self.dim % 4 == 0, "network.dim", self.dim, "a multiple of 4, at least 4")
+        for name in ("blocks", "heads"):
+            value = getattr(self, name)
+            _require(
+                len(value) == 4 and min(value) >= 1, f"network.{name}", value, "four whole numbers, each at least 1"
+            )
+        divides = all(self.dim * 2**level % heads == 0 for level, heads in enumerate(self.heads))
+        _require(divides, "network.heads", self.heads, f"each must divide its level's width ({self.dim} x 1, 2, 4, 8)")
+        _require(self.refinement >= 1, "network.refinement", self.refinement, "at least 1")
+        _require(self.dim * self.expansion >= 1, "network.expansion", self.expansion, "at least one hidden channel")
+        _require(self.prompt_components >= 1, "network.prompt_components", self.prompt_components, "at least 1")
+        size_ok = self.prompt_size >= 4 and self.prompt_size % 4 == 0
+        _require(size_ok, "network.prompt_size", self.prompt_size, "a multiple of 4, at least 4")
+
+    @property
+    def prompt_channels(self) -> tuple[int, int, int]:
+        """Channels of the prompts at levels 1, 2, 3: 4/3, 8/3, 20/3 of ``dim`` in fours (64, 128, 320 at 48)."""
+        return tuple(max(4, 4 * round(self.dim * ratio / 12)) for ratio in (4, 8, 20))  # type: ignore[return-value]
+
+
+PRESETS = {
+    "paper": NetworkSettings(unused=True),
+    "small": NetworkSettings(dim=16, blocks=(2, 2, 2, 2), refinement=2, prompt_size=32),
+    "nano": NetworkSettings(dim=8, blocks=(1, 1, 1, 1), refinement=1, heads=(1, 1, 2, 2), prompt_size=16),
+    "pico": NetworkSettings(
+        dim=4, blocks=(1, 1, 1, 1), refinement=1, heads=(1, 1, 1, 1), prompt_components=2, prompt_size=4
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: what is restored, by which network, trained how, pruned how.
+
+    Attributes:
+        profile: the named set that these settings started from.
+        setting: ``all_in_one``, ``derain``, ``dehaze`` or ``denoise``.
+        scope: where weights compete: in the whole network (``global``) or in each tensor (``layerwise``).
+        seed: of the initialisation, the data order and random criteria.
+        data: ``embedded`` or a prepared data folder.
+        network: a preset's name, a mapping (``preset`` and single fields), or NetworkSettings.
+        steps: optimiser steps of one round.
+        warmup_steps: of those, with a learning rate that rises linearly.
+        batch_size, patch_size: patches a step, and their height and width in pixels (a multiple of 8).
+        lr, lr_start, lr_min: peak, first and last learning rate.
+        noise_rounding: what happens to a noisy image's grey levels: ``round``, ``truncate`` or ``none``.
+        rounds: of pruning, after the dense round 0.
+        rate: fraction of the remaining prunable weights that leaves in each round.
+        output_rate: the output layer's rate as a multiple of ``rate``, in layer-wise pruning.
+        criterion: the score by which weights leave.
+        prune_norms: whether LayerNorm gains are prunable.
+        prune_unused: whether the unused convolutions are prunable.
+        fine_tune: steps of a one-shot baseline's fine-tuning, as a fraction of ``steps``.
+        fine_tune_lr: its peak learning rate (the paper does not state one).
+        validate_every: steps between two looks at the validation patches.
+        keep_weights: rounds of which the trained weights are kept.
+    """
+
+    profile: str = "laptop"
+    setting: str = "all_in_one"
+    scope: str = "global"
+    seed: int = 0
+    data: str = "embedded"
+    network: NetworkSettings = field(default_factory=lambda: PRESETS["nano"])
+    steps: int = 100
+    warmup_steps: int = 10
+    batch_size: int = 8
+    patch_size: int = 64
+    lr: float = 2e-4
+    lr_start: float = 1e-6
+    lr_min: float = 1e-6
+    noise_rounding: str = "round"
+    rounds: int = 15
+    rate: float = 0.2
+    output_rate: float = 0.5
+    criterion: str = "magnitude"
+    prune_norms: bool = False
+    prune_unused: bool = False
+    fine_tune: float = 0.05
+    fine_tune_lr: float = 2e-4
+    validate_every: int = 50
+    keep_weights: tuple[int, ...] = (0, 15)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        choose("setting", self.setting, SETTINGS)
+        choose("scope", self.scope, SCOPES)
+        choose("criterion", self.criterion, ("magnitude", "random"))
+        choose("noise_rounding", self.noise_rounding, ("round", "truncate", "none"))
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        for name in ("steps", "batch_size", "rounds", "validate_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        warm = 0 <= self.warmup_steps < self.steps
+        _require(warm, "warmup_steps", self.warmup_steps, f"0 to less than steps ({self.steps})")
+        patch = self.patch_size >= 16 and self.patch_size % 8 == 0
+        _require(patch, "patch_size", self.patch_size, "a multiple of 8, at least 16")
+        _require(0 < self.rate < 1, "rate", self.rate, "more than 0 and less than 1")
+        _require(0 < self.output_rate <= 1, "output_rate", self.output_rate, "more than 0, at most 1")
+        _require(0 < self.fine_tune <= 1, "fine_tune", self.fine_tune, "more than 0, at most 1")
+        for name in ("lr", "fine_tune_lr"):
+            _require(0 < getattr(self, name) < 1, name, getattr(self, name), "more than 0 and less than 1")
+        for name in ("lr_start", "lr_min"):
+            _require(0 <= getattr(self, name) <= self.lr, name, getattr(self, name), f"0 to lr ({self.lr})")
+
+    @staticmethod
+    def field_names() -> tuple[str, ...]:
+        """Names of all settings, for overrides."""
+        return tuple(f.name for f in dataclasses.fields(Settings))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of this setting, in the order of the tables."""
+        return TASKS[self.setting]
+
+    def method(self) -> str:
+        """The paper's name for the lottery of this scope: MIR-L-G or MIR-L-LW."""
+        return next(method for method, scope in LOTTERY.items() if scope == self.scope)
+
+    def replace(self, **overrides: Any) -> "Settings":
+        """Returns a copy with some settings changed, validated like ``load_settings``."""
+        return _build(dataclasses.asdict(self), overrides)
+
+    def deciding(self, method: str) -> dict[str, Any]:
+        """The settings that can change the results of ``method``, in plain types.
+
+        What is left out may differ without a difference in the results: how many rounds follow, which weights are
+        kept, and, for the
+        dense network, how it will be pruned.
+        """
+        free = {"profile", "rounds", "keep_weights"}
+        pruning = {"scope", "rate", "output_rate", "criterion"}
+        tuning = {"fine_tune", "fine_tune_lr"}
+        if choose("method", method, METHODS) in LOTTERY:
+            free |= tuning
+        elif method in ONE_SHOT:
+            free |= pruning
+        else:
+            free |= pruning | tuning
+        plain = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in plain.items() if name not in free}
+
+    def key(self, method: str) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON of ``deciding(method)``."""
+        text = json.dumps(self.deciding(method), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _network(value: Any, base: NetworkSettings) -> NetworkSettings:
+    """A preset's name, or a mapping of fields on top of a preset or of ``base``."""
+    if isinstance(value, NetworkSettings):
+        return value
+    if isinstance(value, str):
+        return PRESETS[choose("network", value, PRESETS)]
+    _require(isinstance(value, Mapping), "network", value, f"a preset ({', '.join(PRESETS)}) or a mapping of fields")
+    names = [f.name for f in dataclasses.fields(NetworkSettings)]
+    fields = dict(value)
+    if "preset" in fields:
+        base = PRESETS[choose("network.preset", fields.pop("preset"), PRESETS)]
+    for name in fields:
+        choose("network field", name, names)
+    return dataclasses.replace(base, **fields)
+
+
+def _build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Settings:
+    for name in overrides:
+        if name not in Settings.field_names():
+            known = ", ".join(Settings.field_names())
+            raise SettingsError(f"unknown setting {name!r}{nearest(name, Settings.field_names())}; known are {known}")
+    values = {**base, **overrides}
+    start = _network(base.get("network", "nano"), PRESETS["nano"])
+    values["network"] = _network(values.get("network", start), start)
+    return Settings(**values)
+
+
+def profiles() -> tuple[str, ...]:
+    """Names of the profiles that come with the package."""
+    folder = resources.files("mirl_study") / "profiles"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def load_settings(profile: str = "laptop", **overrides: Any) -> Settings:
+    """Reads a profile, changes what ``overrides`` names, and validates the whole.
+
+    Args:
+        profile: ``smoke``, ``laptop``, ``gpu`` or ``paper``.
+        **overrides: any field of Settings, by name.
+
+    Returns:
+        Frozen settings.
+
+    Raises:
+        SettingsError: one line; before any work.
+    """
+    choose("profile", profile, profiles())
+    text = (resources.files("mirl_study") / "profiles" / f"{profile}.yaml").read_text()
+    if "profile" in overrides:
+        raise SettingsError(f"profile={overrides['profile']!r} cannot be an override: it is the first argument")
+    return _build({"profile": profile, **(yaml.safe_load(text) or {})}, overrides)
