@@ -1,0 +1,190 @@
+"""Where artefacts live, how they are written (all or nothing), and under which settings they were made."""
+
+import json
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.torch
+import torch
+from torch import nn
+
+from mirl_study.masks import Mask
+from mirl_study.settings import Settings, SettingsError
+
+PACKAGES = ("torch", "numpy", "pandas", "scikit-image", "safetensors", "papermill")
+
+
+def project_root() -> Path:
+    """Returns the project's folder: the checkout that the package is installed from, or else the working folder."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def results_root(results: Path | str | None = None) -> Path:
+    """Returns the folder of all results; relative paths, and nothing given, mean inside the project."""
+    return project_root() / (results or "results")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that takes the place of ``path`` if the block ends well, and vanishes if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON, all or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a frame without its index, all or nothing."""
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+class Run:
+    """One chain's folder, ``results/<profile>/<setting>/<method>/seed<k>/``.
+
+    Args:
+        settings: of the run.
+        method: whose folder it is.
+        results: root of all results.
+    """
+
+    def __init__(self, settings: Settings, method: str, results: Path | str | None = None) -> None:
+        self.settings, self.method = settings, method
+        self.folder = results_root(results) / settings.profile / settings.setting / method / f"seed{settings.seed}"
+
+    def round_folder(self, index: int) -> Path:
+        """Returns the folder of one round."""
+        return self.folder / f"round{index:02d}"
+
+    def claim(self, fingerprint: str, device: torch.device | str) -> None:
+        """Writes ``run.json`` into a new folder; checks that an old one was made with the same settings and data.
+
+        Args:
+            fingerprint: of the training data.
+            device: of the training.
+
+        Raises:
+            SettingsError: showing what differs.
+        """
+        wanted = {**self.settings.deciding(self.method), "data_fingerprint": fingerprint}
+        path = self.folder / "run.json"
+        if path.is_file():
+            found = json.loads(path.read_text())["settings"]
+            keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+            if keys:
+                changes = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys)
+                raise SettingsError(
+                    f"{self.folder} holds a run with other settings ({changes}); "
+                    "give another results folder, or remove it"
+                )
+            return
+        run = {
+            "method": self.method,
+            "profile": self.settings.profile,
+            "key": self.settings.key(self.method),
+            "settings": wanted,
+        }
+        write_json(path, {**run, **provenance(device)})
+
+    def finished(self, index: int) -> bool:
+        """Whether a round is complete: its ``round.json`` is written last."""
+        return (self.round_folder(index) / "round.json").is_file()
+
+    def save_mask(self, index: int, mask: Mask) -> None:
+        """Writes the mask that a round is (to be) trained under."""
+        with atomic(self.round_folder(index) / "mask.npz") as temporary:
+            mask.save(temporary)
+
+    def load_mask(self, index: int) -> Mask | None:
+        """Reads the mask of a round, or returns None if there is none yet."""
+        path = self.round_folder(index) / "mask.npz"
+        return Mask.load(path) if path.is_file() else None
+
+    def save_weights(self, index: int, network: nn.Module) -> None:
+        """Writes the network's weights as safetensors."""
+        with atomic(self.round_folder(index) / "weights.safetensors") as temporary:
+            safetensors.torch.save_file(
+                {n: p.detach().cpu().contiguous() for n, p in network.state_dict().items()}, temporary
+            )
+
+    def load_weights(self, index: int, network: nn.Module) -> None:
+        """Reads a round's trained weights into a network.
+
+        Raises:
+            FileNotFoundError: saying which rounds are kept, if this one's are not.
+        """
+        path = self.round_folder(index) / "weights.safetensors"
+        if not path.is_file():
+            kept = sorted(p.parent.name for p in self.folder.glob("round*/weights.safetensors"))
+            raise FileNotFoundError(
+                f"{path} is missing: this run keeps the weights of {', '.join(kept) or 'no round'} "
+                "(setting keep_weights)"
+            )
+        network.load_state_dict(safetensors.torch.load_file(path))
+
+    def finish(self, index: int, history: pd.DataFrame, metrics: pd.DataFrame, facts: dict[str, Any]) -> None:
+        """Writes a round's tables, and, last, ``round.json`` with its facts."""
+        folder = self.round_folder(index)
+        write_csv(folder / "history.csv", history)
+        write_csv(folder / "metrics.csv", metrics)
+        write_json(folder / "round.json", {"index": index, **facts})
+
+
+def provenance(device: torch.device | str) -> dict[str, Any]:
+    """Returns what a reader needs to judge a run: versions, machine, device, threads, commit, time."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": len((_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.rstrip("\n")
+
+
+def summary(folder: Path) -> pd.DataFrame:
+    """Gathers the finished rounds of one run folder: a row a round and task, means over images.
+
+    Returns:
+        Columns ``round``, ``density``, ``kept``, ``parameters`` (kept + never pruned), ``task``, ``psnr``, ``ssim``,
+        ``input_psnr``, ``input_ssim``.
+    """
+    parts = []
+    for path in sorted(folder.glob("round*/round.json")):
+        facts = json.loads(path.read_text())
+        metrics = pd.read_csv(path.with_name("metrics.csv"))
+        means = metrics.groupby("task", sort=False)[["psnr", "ssim", "input_psnr", "input_ssim"]].mean().reset_index()
+        for place, name in enumerate(("index", "density", "kept", "parameters")):
+            means.insert(place, "round" if name == "index" else name, facts[name])
+        parts.append(means)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
