@@ -1,5 +1,6 @@
 """Algorithm 1 as a generator of rounds, and the one-shot baselines."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Bench:
         return cls(*(load_bank(settings, split, store.project_root(), place) for split in ("train", "val", "test")))
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the images of all three splits."""
+        banks = (self.train, self.validation, self.test)
+        return hashlib.sha256("".join(bank.fingerprint for bank in banks).encode()).hexdigest()
+
+    @property
     def device(self) -> torch.device:
         """Where the images are and the training happens."""
         return self.train.pixels.device
@@ -127,7 +134,7 @@ def rounds(
     last = _dense_round(settings, results, bench, show)
     yield last
     run = Run(settings, settings.method(), results)
-    run.claim(bench.train.fingerprint, bench.device)
+    run.claim(bench.fingerprint, bench.device)
     finished = sum(run.finished(index) for index in range(1, settings.rounds + 1))
     progress = Progress(run, settings.rounds, settings.rounds * settings.steps, finished * settings.steps, show)
     for index in range(1, settings.rounds + 1):
@@ -170,7 +177,7 @@ def one_shot(
     bench = Bench.load(settings, device)
     dense = _dense_round(settings, results, bench, show)
     run = Run(settings, method, results)
-    run.claim(bench.train.fingerprint, bench.device)
+    run.claim(bench.fingerprint, bench.device)
     if not run.finished(1):
         steps = max(1, round(settings.fine_tune * settings.steps))
         progress = Progress(run, 1, steps, show=show)
@@ -213,7 +220,7 @@ def load_round(run: Run, index: int) -> Round:
 
 def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, show: bool) -> Round:
     run = Run(settings, "dense", results)
-    run.claim(bench.train.fingerprint, bench.device)
+    run.claim(bench.fingerprint, bench.device)
     if not run.finished(0):
         progress = Progress(run, 0, settings.steps, show=show)
         network = build_network(settings.network, settings.seed)

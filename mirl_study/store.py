@@ -79,7 +79,7 @@ class Run:
         """Writes ``run.json`` into a new folder; checks that an old one was made with the same settings and data.
 
         Args:
-            fingerprint: of the training data.
+            fingerprint: of the images.
             device: of the training.
 
         Raises:

@@ -1,0 +1,462 @@
+"""Finished runs and their masks in numbers: tidy frames, made from files, nothing is run again."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mirl_study import evaluation
+from mirl_study.data import Bank
+from mirl_study.lottery import default_device, load_round
+from mirl_study.masks import Mask
+from mirl_study.network import PromptIR, describe
+from mirl_study.settings import (
+    LOTTERY,
+    METHODS,
+    SETTINGS,
+    TASKS,
+    NetworkSettings,
+    Settings,
+    SettingsError,
+    choose,
+    load_settings,
+    nearest,
+    profiles,
+)
+from mirl_study.store import Run, results_root
+
+FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"}
+RUN = ["setting", "method", "seed"]  # what names a run
+IDENTITY = 1e-3  # dB: closer than this on every test image, and the network returns its input
+SAME_IMAGE = 0.05  # dB: further than this from the recorded score, and the data are not those of the run
+BLOCK = re.compile(r"(?P<stage>\w+?)(?:\.\d+)?\.(?P<part>(?:attn|ffn|norm\d)\..+)")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        SettingsError: naming the file, if it is not there or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
+def runs(profile: str = "laptop", results: Path | str | None = None, setting: str | None = None) -> pd.DataFrame:
+    """Finds every run folder of a profile.
+
+    Args:
+        profile: whose results.
+        results: root of all results; the project's ``results/`` if not given.
+        setting: only runs of this one.
+
+    Returns:
+        A row a run, in the order of the tables: ``setting``, ``method``, ``seed``, ``rounds`` (finished ones),
+            ``finished`` (the whole chain is),
+        ``folder``.
+
+    Raises:
+        SettingsError: if no run is finished, or, naming the file, if a ``run.json`` cannot be read.
+    """
+    root = results_root(results) / choose("profile", profile, profiles())
+    rows = []
+    for path in root.glob(f"{setting or '*'}/*/seed*/run.json"):
+        facts = read_json(path)
+        rounds = len(list(path.parent.glob("round*/round.json")))
+        finished = rounds > 0 and (path.parent / "summary.csv").is_file()
+        seed, setting = facts["settings"]["seed"], facts["settings"]["setting"]
+        rows.append((setting, facts["method"], seed, rounds, finished, path.parent))
+    if not any(finished for *_, finished, _ in rows):
+        place = f"{root}/{setting}" if setting else root
+        raise SettingsError(f"profile={profile!r} has no finished run in {place}: mirl study --profile {profile}")
+    rows.sort(key=lambda row: (SETTINGS.index(row[0]), METHODS.index(row[1]), row[2]))
+    return pd.DataFrame(rows, columns=[*RUN, "rounds", "finished", "folder"])
+
+
+def find(found: pd.DataFrame, setting: str, method: str, seed: int | None = None) -> Path:
+    """Returns the folder of one finished run.
+
+    Args:
+        found: what ``runs`` returned.
+        setting, method: of the run.
+        seed: of the run; its smallest one if not given.
+
+    Raises:
+        SettingsError: saying which runs there are.
+    """
+    there = found[found.finished & (found.setting == setting)]
+    match = there[(there.method == method) & ((there.seed == seed) if seed is not None else True)]
+    if match.empty:
+        names = sorted({f"{row.method} seed {row.seed}" for row in there.itertuples()})
+        wanted = f"{method} seed {seed}" if seed is not None else method
+        raise SettingsError(
+            f"no finished run {wanted!r} of setting={setting!r}; there is {', '.join(names) or 'none'}"
+            f"{nearest(wanted, names)}"
+        )
+    return match.sort_values("seed").folder.iloc[0]
+
+
+def open_run(folder: Path) -> Run:
+    """Returns the run of a folder, with the settings that it was made with."""
+    facts = read_json(folder / "run.json")
+    fields = {name: value for name, value in facts["settings"].items() if name in Settings.field_names()}
+    return Run(load_settings(facts["profile"], **fields), facts["method"], folder.resolve().parents[3])
+
+
+def dense_folder(folder: Path) -> Path:
+    """Returns the folder of the dense run that a run started from: same setting, same seed."""
+    return folder.parents[1] / "dense" / folder.name
+
+
+def scores(found: pd.DataFrame) -> pd.DataFrame:
+    """Gathers the test scores of finished runs.
+
+    Args:
+        found: what ``runs`` returned; rows that are not finished are left out.
+
+    Returns:
+        A row a run, round and task: ``setting``, ``method``, ``seed``, ``round``, ``task``, ``psnr`` (dB), ``ssim``,
+            ``input_psnr``, ``input_ssim``,
+        ``change`` (dB: the largest difference that the network makes to one image's PSNR), ``density``, ``kept``,
+        ``parameters`` (kept + never pruned), ``delta`` (dB: above the dense network of the same seed). Besides the
+        tasks there are the families (``denoise``: mean over sigmas) and ``mean`` (over families). Round 0 of a lottery
+        is its dense run.
+    """
+    parts = []
+    for run in found[found.finished].itertuples():
+        folders = [dense_folder(run.folder)] if run.method in LOTTERY else []
+        for folder in [*folders, run.folder]:
+            for path in sorted(folder.glob("round*/round.json")):
+                facts = read_json(path)
+                means = _by_task(pd.read_csv(path.with_name("metrics.csv")))
+                named = {"setting": run.setting, "method": run.method, "seed": run.seed, "round": facts["index"]}
+                more = {name: facts[name] for name in ("density", "kept", "parameters")}
+                parts.append(means.assign(**named, **more))
+    if not parts:
+        return pd.DataFrame(columns=[*RUN, "round", "task", *COLUMNS, "density", "kept", "parameters", "delta"])
+    frame = pd.concat(parts, ignore_index=True)[[*RUN, "round", "task", *COLUMNS, "density", "kept", "parameters"]]
+    dense = frame[frame.method == "dense"][["setting", "seed", "task", "psnr"]].rename(columns={"psnr": "dense_psnr"})
+    frame = frame.merge(dense, on=["setting", "seed", "task"], how="left")
+    return frame.assign(delta=frame.psnr - frame.dense_psnr).drop(columns="dense_psnr")
+
+
+COLUMNS = ["psnr", "ssim", "input_psnr", "input_ssim", "change"]
+
+
+def _by_task(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Means over images by task, then over tasks by family, then over families."""
+    metrics = metrics.assign(change=(metrics.psnr - metrics.input_psnr).abs())
+    how = {**dict.fromkeys(COLUMNS, "mean"), "change": "max"}
+    tasks = metrics.groupby("task", sort=False).agg(how)
+    families = {
+        name: tasks.loc[list(parts)].agg(how) for name, parts in FAMILIES.items() if set(parts) <= set(tasks.index)
+    }
+    groups = pd.DataFrame(families).T
+    groups.loc["mean"] = groups.agg(how)
+    groups = groups[~groups.index.isin(tasks.index)]
+    order = [name for name in (*TASKS["all_in_one"], "denoise", "mean") if name in {*tasks.index, *groups.index}]
+    return pd.concat([tasks, groups]).loc[order].rename_axis("task").reset_index()
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of what ``scores`` returned, of the rounds that all seeds of a method have.
+
+    Returns:
+        A row a setting, method, round and task: means as in ``scores``, ``sd`` (dB: of the PSNR, sample standard
+        deviation), ``seeds`` (their number).
+    """
+    names = ["setting", "method", "round", "task"]
+    columns = [name for name in frame.columns if name not in {*names, "seed"}]
+    groups = frame.groupby(names, sort=False)
+    means = groups[columns].mean().assign(sd=groups.psnr.std(), seeds=groups.seed.nunique()).reset_index()
+    everyone = frame.groupby(["setting", "method"]).seed.nunique().rename("everyone").reset_index()
+    means = means.merge(everyone, on=["setting", "method"])
+    return means[means.seeds == means.everyone].drop(columns="everyone").reset_index(drop=True)
+
+
+def load_masks(folder: Path) -> dict[int, Mask]:
+    """Reads the masks of a run's finished rounds, by round; a lottery's begin with its dense one.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: naming the file, if one is damaged.
+    """
+    folders = [dense_folder(folder)] if folder.parent.name in LOTTERY else []
+    paths = [path for place in [*folders, folder] for path in sorted(place.glob("round*/round.json"))]
+    return {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
+
+
+def kinds(network: NetworkSettings) -> dict[str, str]:
+    """Returns what each parameter tensor of a network is for, by name, without building the network's values."""
+    with torch.device("meta"):
+        table = describe(PromptIR(network))
+    return dict(zip(table["name"], table["kind"], strict=True))
+
+
+def layer_densities(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Says how full each layer is in each round.
+
+    Args:
+        masks: by round.
+        kinds: by parameter name.
+
+    Returns:
+        A row a round and layer, in the network's order: ``round``, ``layer`` (the tensor's name without ``.weight``),
+        ``kind``, ``stage`` and ``part`` (a layer in a transformer block: which run of blocks, and where in the block;
+        elsewhere ``part`` is empty), ``inputs`` (of one unit: the layer's initial weights are uniform within one over its
+        square root), ``size``, ``kept``, ``density``.
+    """
+    rows = []
+    for index, mask in sorted(masks.items()):
+        for name, tensor in mask.items():
+            layer, size, kept = name.removesuffix(".weight"), tensor.numel(), int(tensor.sum())
+            block = BLOCK.fullmatch(layer)
+            stage, part = (block["stage"], block["part"]) if block else (layer.split(".")[0], "")
+            rows.append((index, layer, kinds[name], stage, part, size // len(tensor), size, kept, kept / size))
+    return pd.DataFrame(rows, columns=LAYER)
+
+
+LAYER = ["round", "layer", "kind", "stage", "part", "inputs", "size", "kept", "density"]
+
+
+def initial_size(densities: pd.DataFrame) -> pd.DataFrame:
+    """Asks how far the size of the initial weights alone decides where weights survive.
+
+    Args:
+        densities: what ``densities`` returned.
+
+    Returns:
+        A row a lottery and round after the dense one: ``setting``, ``method``, ``seed``, ``round``, ``layers``, and
+        ``rank_correlation``: Spearman's, over layers, of density with ``inputs``; near -1, layers that were initialised
+        smaller keep less. Missing where all layers are equally dense.
+    """
+    pruned = densities[densities["round"] > 0]
+    rows = [
+        (
+            *key,
+            len(layers),
+            layers.density.corr(layers.inputs, method="spearman") if layers.density.nunique() > 1 else None,
+        )
+        for key, layers in pruned.groupby([*RUN, "round"], sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*RUN, "round", "layers", "rank_correlation"])
+
+
+def densities(found: pd.DataFrame) -> pd.DataFrame:
+    """Gathers ``layer_densities`` of the finished lotteries among ``found``, with what names the run in front."""
+    parts = []
+    for run in found[found.finished & found.method.isin(LOTTERY)].itertuples():
+        table = layer_densities(load_masks(run.folder), kinds(open_run(run.folder).settings.network))
+        parts.append(table.assign(setting=run.setting, method=run.method, seed=run.seed))
+    columns = [*RUN, *LAYER]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def survival(masks: Mapping[int, Mask], kinds: Mapping[str, str], since: Iterable[int] | None = None) -> pd.DataFrame:
+    """Of the weights alive in one round, counts those that are alive in a later one.
+
+    Args:
+        masks: by round.
+        kinds: by parameter name.
+        since: rounds to start from; all if not given.
+
+    Returns:
+        A row a pair of rounds and kind, and one for ``all`` kinds: ``since``, ``round``, ``kind``, ``alive`` (in round
+        ``since``), ``living`` (of those, in ``round``), ``share`` (living over alive; missing if none was alive).
+    """
+    rows = []
+    starts = sorted(masks) if since is None else sorted(set(since) & set(masks))
+    for start in starts:
+        for later in (index for index in sorted(masks) if index >= start):
+            table = pd.DataFrame(
+                [(kinds[name], int(t.sum()), int((t & masks[later][name]).sum())) for name, t in masks[start].items()],
+                columns=["kind", "alive", "living"],
+            )
+            counts = table.groupby("kind", sort=False).sum()
+            counts.loc["all"] = counts.sum()
+            rows.append(counts.reset_index().assign(since=start, round=later))
+    frame = pd.concat(rows, ignore_index=True)
+    frame["share"] = frame.living / frame.alive.where(frame.alive > 0)
+    return frame[["since", "round", "kind", "alive", "living", "share"]]
+
+
+def overlap(a: Mapping[int, Mask], b: Mapping[int, Mask]) -> pd.DataFrame:
+    """Compares two chains of masks of one network, round by round.
+
+    Args:
+        a, b: masks by round.
+
+    Returns:
+        A row a round that both have: ``round``, ``iou`` (kept by both over kept by either), ``chance`` (the same for
+            masks that keep as many
+        weights in each layer but know nothing of each other: expected both over expected either).
+
+    Raises:
+        ValueError: if the masks are of different networks.
+    """
+    rows = []
+    for index in sorted(set(a) & set(b)):
+        ours, theirs = a[index].densities(), b[index].densities()
+        both = sum(ours[name] * theirs[name] * tensor.numel() for name, tensor in a[index].items())
+        either = a[index].kept + b[index].kept - both
+        rows.append((index, a[index].iou(b[index]), both / either if either else 1.0))
+    return pd.DataFrame(rows, columns=["round", "iou", "chance"])
+
+
+def collapse(scores: pd.DataFrame, densities: pd.DataFrame) -> pd.DataFrame:
+    """Says when layers emptied and when the network became the identity.
+
+    Args:
+        scores: what ``scores`` returned, of the lotteries or of more.
+        densities: what ``densities`` returned.
+
+    Returns:
+        A row a lottery: ``setting``, ``method``, ``seed``, ``last`` (round), ``emptied_round`` (the first with an empty
+            layer), ``emptied_layers``
+        (which ones, comma-separated), ``identity_round`` (the first in which every test image's PSNR is the input's, to
+        0.001 dB), ``identity_from`` (the first from which on that is so in every round). Missing where it did not
+        happen.
+    """
+    empty = densities[densities.kept == 0]
+    rows = []
+    for key, run in scores[scores.method.isin(LOTTERY)].groupby(RUN, sort=False):
+        still = run.groupby("round").change.max() <= IDENTITY
+        last = int(still.index.max())
+        moving = [index for index in still.index if not still[index]]
+        since = [index for index in still.index if not moving or index > max(moving)]
+        layers = empty[(empty[RUN] == pd.Series(key, index=RUN)).all(axis=1)]
+        first = layers["round"].min() if len(layers) else pd.NA
+        names = ", ".join(layers[layers["round"] == first].layer) if len(layers) else ""
+        rows.append((*key, last, first, names, min(still.index[still], default=pd.NA), min(since, default=pd.NA)))
+    columns = [*RUN, "last", "emptied_round", "emptied_layers", "identity_round", "identity_from"]
+    rounds = ["emptied_round", "identity_round", "identity_from"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(rounds, "Int64"))
+
+
+def within_margin(delta: pd.Series, margin: float) -> tuple[int | None, list[int]]:
+    """Says how long a chain stays close to its dense network.
+
+    Args:
+        delta: dB above dense, by round; round 0 does not count.
+        margin: dB that it may fall below.
+
+    Returns:
+        The last round up to which every round is within the margin, None if the first one is not; and the later rounds
+        that are within it again.
+    """
+    close = (delta[delta.index >= 1] >= -margin).sort_index()
+    out = [index for index in close.index if not close[index]]
+    if not out:
+        return int(close.index.max()) if len(close) else None, []
+    before = [int(index) for index in close.index if index < out[0]]
+    return max(before, default=None), [int(index) for index in close.index if index > out[0] and close[index]]
+
+
+def stays_above(difference: pd.Series) -> tuple[int | None, list[int]]:
+    """Says from which round on a difference is above zero for good.
+
+    Args:
+        difference: by round; round 0 does not count.
+
+    Returns:
+        The first round from which on every difference is positive, None if the last one is not; and all rounds with a
+        positive difference.
+    """
+    difference = difference[difference.index >= 1].sort_index()
+    above = [int(index) for index in difference.index if difference[index] > 0]
+    others = [index for index in difference.index if not difference[index] > 0]
+    return next((index for index in above if not others or index > max(others)), None), above
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """One test image and what networks made of it.
+
+    Attributes:
+        task, name: which image.
+        images: (3, H, W) in [0, 1] by label; the first is the degraded input, the last the target.
+        psnr: dB by label; the target has none.
+    """
+
+    task: str
+    name: str
+    images: dict[str, Tensor]
+    psnr: dict[str, float]
+
+
+def kept_rounds(folder: Path) -> list[int]:
+    """Returns the finished rounds of a run whose trained weights were kept."""
+    places = sorted(path.parent for path in folder.glob("round*/weights.safetensors"))
+    return [read_json(place / "round.json")["index"] for place in places if (place / "round.json").is_file()]
+
+
+def restorations(
+    chosen: Sequence[tuple[str, Path, int]], bank: Bank, device: torch.device | str | None = None
+) -> list[Restoration]:
+    """Restores the first test image of each task.
+
+    Args:
+        chosen: label, run folder and round of each network.
+        bank: test images.
+        device: where the bank is and the networks shall run; a GPU if there is one.
+
+    Returns:
+        One a task.
+
+    Raises:
+        FileNotFoundError: if a round's weights were not kept.
+        SettingsError: if an image does not score what the run has recorded: the data or the code are others now.
+    """
+    place = device or default_device()
+    opened = [(label, load_round(open_run(folder), index)) for label, folder, index in chosen]
+    networks = [(label, round.metrics, round.network().to(place).eval()) for label, round in opened]
+    made: dict[str, Restoration] = {}
+    for sample in bank.samples():
+        if sample.task in made:
+            continue
+        images = {"input": sample.degraded[0]}
+        for label, metrics, network in networks:
+            images[label] = evaluation.restore(network, sample.degraded)[0]
+            recorded = metrics[(metrics.task == sample.task) & (metrics["name"] == sample.name)].psnr
+            now = evaluation.psnr(images[label][None], sample.target).item()
+            if len(recorded) != 1 or abs(recorded.iloc[0] - now) > SAME_IMAGE:
+                was = f"{recorded.iloc[0]:.2f} dB" if len(recorded) else "no score"
+                raise SettingsError(
+                    f"data: {sample.task} image {sample.name!r} scores {now:.2f} dB with {label}, {was} in the run's "
+                    "metrics.csv; the data are not those of the run"
+                )
+        psnr = {label: evaluation.psnr(image[None], sample.target).item() for label, image in images.items()}
+        images["target"] = sample.target[0]
+        made[sample.task] = Restoration(sample.task, sample.name, {k: v.cpu() for k, v in images.items()}, psnr)
+    return [made[task] for task in TASKS["all_in_one"] if task in made]
+
+
+def check_sparsest(answer: str | None, densities: pd.DataFrame) -> str:
+    """Checks an exercise's answer: the layer with the smallest density in the last round.
+
+    Args:
+        answer: a layer's name, or None.
+        densities: what ``layer_densities`` returned.
+
+    Returns:
+        One line: right, or a hint.
+    """
+    last = densities[densities["round"] == densities["round"].max()].set_index("layer").density
+    if answer is None:
+        return f"put one of {len(last)} layer names in `answer`, for example {last.index[0]!r}"
+    if answer not in last.index:
+        return f"{answer!r} is not a layer{nearest(answer, last.index)}"
+    if last[answer] <= last.min():
+        return f"right: {answer} keeps {last[answer]:.2%} of its weights"
+    sparser = int((last < last[answer]).sum())
+    return f"{answer} keeps {last[answer]:.2%}; {sparser} layers keep less: sort by density"

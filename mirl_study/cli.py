@@ -1,0 +1,222 @@
+"""The command line, ``mirl``. What it is given is checked before any work; a mistake is one line and exit code 2.
+
+Commands import what they run only when they run, so that ``mirl doctor`` works where something is missing.
+"""
+
+import os
+import platform
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from mirl_study.settings import SettingsError, nearest
+
+PARAMETER = click.option(
+    "-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter, or any setting by name; repeatable."
+)
+RESULTS = click.option("--results", metavar="DIR", help="Root of all results, in the project. [default: results]")
+PROFILE = click.option("--profile", default="laptop", show_default=True, metavar="NAME")
+CELL_TIMEOUT = click.option(
+    "--cell-timeout",
+    type=click.FloatRange(min=0),
+    default=7 * 24 * 3600.0,
+    show_default="a week",
+    metavar="SECONDS",
+    help="Longest time for one cell; 0 is no limit.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(package_name="mirl-study")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Lottery tickets in all-in-one image restoration: the study, from the command line."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command()
+def doctor() -> None:
+    """Say of everything that the study needs whether it is there: OK or FAIL."""
+    from packaging.requirements import Requirement
+
+    problems = [_check("python", platform.python_version(), sys.version_info >= (3, 11), ">=3.11")]
+    for text in _dependencies():
+        wanted = Requirement(text)
+        try:
+            found = metadata.version(wanted.name)
+            ok = wanted.specifier.contains(found, prereleases=True)
+        except metadata.PackageNotFoundError:
+            found, ok = "missing", False
+        problems.append(_check(wanted.name, found, ok, str(wanted.specifier)))
+    problems.append(_check_torch())
+    if any(problems):
+        raise click.exceptions.Exit(1)
+
+
+@cli.group(no_args_is_help=False)
+def data() -> None:
+    """The images."""
+
+
+@data.command()
+@click.option("--folder", metavar="DIR", type=click.Path(path_type=Path), help="[default: data/embedded]")
+def prepare(folder: Path | None) -> None:
+    """Make the embedded images, which need no download; nothing happens if they are there."""
+    from data_prep.embedded import prepare as prepare_embedded
+    from mirl_study.store import project_root
+
+    click.echo(prepare_embedded(folder or project_root() / "data" / "embedded"))
+
+
+@cli.command()
+@click.argument("notebook")
+@PARAMETER
+@click.option("--output", type=click.Path(path_type=Path), metavar="PATH", help="The executed notebook.")
+@CELL_TIMEOUT
+def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, cell_timeout: float) -> None:
+    """Execute NOTEBOOK with papermill, after a check of what it is given."""
+    from mirl_study import running
+
+    path = running.find_notebook(notebook)
+    parameters = running.check_parameters(path, given)
+    output = output or running.default_output(path, parameters)
+    if output.suffix != ".ipynb":
+        raise SettingsError(f"output={str(output)!r} is not allowed: a path that ends in .ipynb is wanted")
+    if output.resolve() == path:
+        raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
+    try:
+        running.run_notebook(path, parameters, output, cell_timeout, running.command(path, given, output))
+    except running.NotebookFailed as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(output)
+
+
+@cli.command()
+@PROFILE
+@click.option("--setting", default="all_in_one", show_default=True, metavar="NAME")
+@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Whole numbers: 0,1,2.")
+@click.option("--cores", type=click.IntRange(min=1), help="Chains at a time, one thread each. [default: all cores]")
+@RESULTS
+@click.option("--dry-run", is_flag=True, help="List the chains and how far they are; run nothing.")
+@PARAMETER
+@CELL_TIMEOUT
+@click.option("--notebooks", type=click.Path(exists=True, file_okay=False, path_type=Path), hidden=True)
+def study(
+    profile: str,
+    setting: str,
+    seeds: str,
+    cores: int | None,
+    results: str | None,
+    dry_run: bool,
+    given: tuple[tuple[str, str], ...],
+    cell_timeout: float,
+    notebooks: Path | None,
+) -> None:
+    """Run the whole study, from the data to the report; it goes on where it was stopped."""
+    from mirl_study import study as runner
+    from mirl_study.running import cast, settings_and_overrides
+
+    for name, _ in given:
+        if name in ("profile", "setting", "seed", "scope"):
+            hint = {"scope": "a study runs both", "seed": "give --seeds"}.get(name, f"give --{name}")
+            raise SettingsError(f"-p {name} is not allowed in a study: {hint}")
+    numbers = list(dict.fromkeys(cast("seeds", text, 0) for text in seeds.split(",")))
+    for seed in numbers:
+        settings, _ = settings_and_overrides(profile, given, setting=setting, seed=seed)
+    if dry_run:
+        for chain in runner.plan(settings, numbers, results):
+            chain.look()
+            state = "finished" if chain.finished else f"{chain.done}/{chain.total} steps"
+            click.echo(f"{chain.method:<12} seed {chain.seed:<4} {state:<20} {chain.folder}")
+        return
+    given = tuple((name, _absolute(name, text)) for name, text in given)
+    try:
+        report, changed = runner.run_study(
+            settings, numbers, cores or os.cpu_count() or 1, given, results, cell_timeout, notebooks
+        )
+    except runner.StudyFailed as error:
+        again = "the same command goes on where it stopped; finished rounds are kept"
+        raise click.ClickException(f"{error}\n  {again}") from None
+    click.echo(f"{'' if changed else 'everything is done already; '}report: {report}")
+
+
+@cli.command()
+@PROFILE
+@RESULTS
+def reference(profile: str, results: str | None) -> None:
+    """Copy the finished runs and the report of a profile to results/reference/, without weights and logs."""
+    from mirl_study import study as runner
+    from mirl_study.settings import choose, profiles
+
+    try:
+        folder, count = runner.keep_reference(choose("profile", profile, profiles()), results)
+    except runner.StudyFailed as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{folder}: {count} files")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and ends the process.
+
+    Exit codes: 0 done, 1 the work failed, 2 the command was wrong, 130 stopped.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="mirl", standalone_mode=False) or 0)
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except click.NoSuchOption as error:
+        _fail(f"unknown option {error.option_name!r}{nearest(error.option_name, error.possibilities or ())}", 2)
+    except click.UsageError as error:
+        _fail(" ".join(error.format_message().split()), 2)
+    except click.ClickException as error:
+        _fail(error.message, 1)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped; the same command goes on where it was", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _absolute(name: str, text: str) -> str:
+    """A data folder by its absolute path: chains run in another folder than the one it was typed in."""
+    return str(Path(text).resolve()) if name == "data" and text != "embedded" else text
+
+
+def _dependencies() -> list[str]:
+    """Requirements by pyproject.toml in a checkout, by the package's metadata otherwise."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text())["project"]["dependencies"]
+    return [text for text in metadata.requires("mirl-study") or [] if "extra ==" not in text]
+
+
+def _check(name: str, found: str, ok: bool, wanted: str) -> bool:
+    """Prints a line; returns whether it is a problem."""
+    click.echo(f"{'OK  ' if ok else 'FAIL'} {name} {found}{'' if ok else f' (wanted: {wanted})'}")
+    return not ok
+
+
+def _check_torch() -> bool:
+    """Whether torch computes, and on what."""
+    try:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        value = torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu").sum().item()
+    except Exception as error:  # whatever a broken installation raises, it is a line here
+        return _check("device", " ".join(f"{type(error).__name__}: {error}".split()), False, "a torch that computes")
+    return _check("device", f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores", value == 8, "8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Figures: a frame in, a matplotlib Figure out. No global state; colours never stand alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from torch import Tensor
+
+from mirl_study.analysis import FAMILIES, RUN, Restoration, over_seeds
+from mirl_study.settings import LOTTERY, ONE_SHOT
+from mirl_study.store import atomic
+
+COLORS = sns.color_palette("colorblind")
+MARKS: dict[str, dict[str, Any]] = {  # a colour, a marker and a line style for each method
+    "MIR-L-G": {"color": COLORS[0], "marker": "o", "linestyle": "-"},
+    "MIR-L-LW": {"color": COLORS[1], "marker": "s", "linestyle": "--"},
+    "PIR-OSM-I": {"color": COLORS[4], "marker": "^", "linestyle": ""},
+    "PIR-OSM-II": {"color": COLORS[4], "marker": "v", "linestyle": ""},
+    "PIR-OSR-I": {"color": COLORS[5], "marker": "P", "linestyle": ""},
+    "PIR-OSR-II": {"color": COLORS[5], "marker": "X", "linestyle": ""},
+}
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.grid": True,
+    "grid.color": "0.88",
+    "axes.axisbelow": True,
+    "svg.hashsalt": "mirl",  # the same figure is the same file
+}
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes a figure as SVG and PNG, all or nothing.
+
+    Args:
+        figure: to write.
+        folder: where; made if it is not there.
+        name: of the files, without a suffix.
+
+    Returns:
+        The two paths, SVG first.
+    """
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    for path, more in zip(paths, ({"metadata": {"Date": None}}, {"dpi": 1.3 * figure.dpi}), strict=True):
+        with atomic(path) as temporary, mpl.rc_context(STYLE):
+            figure.savefig(temporary, format=path.suffix[1:], **more)
+    return paths
+
+
+def figure1(scores: pd.DataFrame, collapse: pd.DataFrame | None = None, setting: str = "all_in_one") -> Figure:
+    """PSNR against the parameters that are left, as in the paper's Figure 1, global against layer-wise.
+
+    Args:
+        scores: what ``analysis.scores`` returned.
+        collapse: what ``analysis.collapse`` returned; rounds in which a layer emptied are ringed.
+        setting: whose scores.
+
+    Returns:
+        A panel for each family of tasks, and one for their mean: a point a seed and round, lines through the means over
+            seeds, the levels of the
+        input and of the dense network.
+    """
+    scores = scores[scores.setting == setting]
+    panels = [name for name in (*FAMILIES, "mean") if name in set(scores.task)]
+    panels = panels if len(panels) > 2 else panels[:1]  # of a single task, the mean is that task
+    means = over_seeds(scores)
+    with mpl.rc_context(STYLE):
+        columns = 2 if len(panels) > 1 else 1
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(6.4 * columns, 3.7 * rows + 0.9), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, task in zip(axes, panels, strict=True):
+            top = _curves(axis, scores[scores.task == task], means[means.task == task], collapse)
+            if task in panels[:columns]:
+                top.set_xlabel("density / % of the prunable weights", fontsize=11)
+            several = len(FAMILIES.get(task, ())) > 1
+            axis.set_title(task + (" (mean over σ)" if several else " of the families" if task == "mean" else ""))
+            axis.set_ylabel("PSNR / dB")
+        for axis in axes[-columns:]:
+            axis.set_xlabel("parameters left (all, log scale; pruned to the right)")
+        figure.legend(handles=_keys(scores, collapse), loc="outside lower center", ncols=5, fontsize=11, frameon=False)
+    return figure
+
+
+def _curves(axis: Axes, points: pd.DataFrame, means: pd.DataFrame, collapse: pd.DataFrame | None) -> Axes:
+    """One panel of Figure 1; returns its upper axis."""
+    for method in (*ONE_SHOT, *reversed(LOTTERY)):
+        mark = MARKS[method]
+        own, line = points[points.method == method], means[means.method == method].sort_values("round")
+        axis.plot(
+            own.parameters, own.psnr, linestyle="", marker=mark["marker"], color=mark["color"], ms=5, mec="0.2", mew=0.5
+        )
+        axis.plot(line.parameters, line.psnr, color=mark["color"], linestyle=mark["linestyle"], lw=2)
+        if collapse is not None and method in LOTTERY:
+            ringed = own.merge(collapse[collapse.method == method], on=RUN)
+            ringed = ringed[(ringed["round"] == ringed.emptied_round).fillna(False)]
+            axis.plot(ringed.parameters, ringed.psnr, linestyle="", marker="o", ms=13, mfc="none", mec="black", mew=1.5)
+    axis.axhline(points.input_psnr.mean(), color="0.35", linestyle="-.", lw=1.3)
+    axis.axhline(points[points.method == "dense"].psnr.mean(), color="0.15", linestyle=":", lw=1.6)
+    axis.set_xscale("log")
+    axis.invert_xaxis()
+    axis.grid(axis="x", visible=False)
+    _limits(axis, points)
+    return _ticks(axis, means[means.method.isin([*LOTTERY, "dense"])])
+
+
+def _limits(axis: Axes, points: pd.DataFrame) -> None:
+    """The curves fill the panel; a baseline far below them is an arrow with its value at the lower edge."""
+    core = [*points[~points.method.isin(ONE_SHOT)].psnr, *points.input_psnr]
+    span = max(max(core) - min(core), 0.5)
+    low = min(core) - 0.45 * span
+    if points.psnr.min() >= low:
+        return
+    axis.set_ylim(low, max(*core, points.psnr.max()) + 0.07 * span)
+    below = points[points.psnr < low].groupby("method").agg({"parameters": "first", "psnr": "mean"})
+    levels: dict[float, int] = {}
+    for method, point in below.iterrows():
+        place = levels.get(point.parameters, 0)
+        levels[point.parameters] = place + 1
+        height = low + (0.06 + 0.15 * place) * span
+        axis.plot(point.parameters, height, **{**MARKS[method], "ms": 6}, mec="0.2", mew=0.5)
+        axis.annotate(f" ↓ {point.psnr:.1f}", (point.parameters, height), va="center", fontsize=9)
+
+
+def _ticks(axis: Axes, means: pd.DataFrame) -> Axes:
+    """Parameters below, density above, at the same places: every third round; returns the upper axis."""
+    places = means.drop_duplicates("round").set_index("round").sort_index()
+    step = 3 if places.index.max() > 6 else 1
+    chosen = places[places.index % step == 0]
+    axis.set_xticks(chosen.parameters, [count(value) for value in chosen.parameters])
+    axis.xaxis.set_minor_locator(FixedLocator(list(places.parameters)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    top = axis.secondary_xaxis("top")
+    top.xaxis.set_minor_formatter(NullFormatter())
+    top.set_xticks(chosen.parameters, [f"{100 * value:.3g}" for value in chosen.density])
+    top.xaxis.set_minor_locator(NullLocator())
+    top.tick_params(labelsize=10)
+    axis.tick_params(axis="x", labelsize=10)
+    return top
+
+
+def count(value: float) -> str:
+    """A number of parameters with three digits and its unit: 4.67 M."""
+    for unit, size in ((" M", 1e6), (" k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _keys(scores: pd.DataFrame, collapse: pd.DataFrame | None) -> list[Line2D]:
+    """Entries of Figure 1's legend: only what is in it."""
+    names = {"MIR-L-G": "MIR-L-G (global)", "MIR-L-LW": "MIR-L-LW (layer-wise)"}
+    there = [method for method in MARKS if method in set(scores.method)]
+    keys = [
+        Line2D([], [], **MARKS[method], label=names.get(method, method), mec="0.2", mew=0.5, lw=2) for method in there
+    ]
+    keys.append(Line2D([], [], color="0.15", linestyle=":", lw=1.6, label="dense"))
+    keys.append(Line2D([], [], color="0.35", linestyle="-.", lw=1.3, label="input (not restored)"))
+    if collapse is not None and collapse.emptied_round.notna().any():
+        ring = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black", "mew": 1.5}
+        keys.append(Line2D([], [], linestyle="", **ring, label="first empty layer"))
+    return keys
+
+
+def density_map(densities: pd.DataFrame, title: str = "") -> Figure:
+    """Density by layer and round; layers of equal place in a run of blocks are pooled to keep deep networks readable.
+
+    Args:
+        densities: what ``analysis.layer_densities`` returned.
+        title: of the figure.
+
+    Returns:
+        A panel for each part of a transformer block, with a line a stage of the network, and one for all other layers.
+        Columns are rounds. A cross marks a place where a layer is empty.
+    """
+    blocks, others = densities[densities.part != ""], densities[densities.part == ""]
+    parts = list(dict.fromkeys(blocks.part))
+    lowest = densities[densities.kept > 0].density.min()
+    norm = LogNorm(vmin=min(max(lowest, 0.01), 0.5), vmax=1)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        rows = max(blocks.stage.nunique(), others.layer.nunique())
+        figure = Figure(figsize=(15, 1.9 + 0.27 * rows), layout="constrained")
+        axes = figure.subplots(1, len(parts) + 1)
+        for axis, part in zip(axes, parts, strict=False):
+            image = _cells(axis, blocks[blocks.part == part], "stage", norm)
+            axis.set_title(part.replace(".", "\n", 1), fontsize=11)
+            if axis is not axes[0]:
+                axis.set_yticklabels([])
+        image = _cells(axes[-1], others, "layer", norm)
+        axes[-1].set_title("other\nlayers", fontsize=11)
+        axes[-1].yaxis.tick_right()
+        bar = figure.colorbar(image, ax=axes, location="bottom", aspect=60, fraction=0.05, pad=0.03, extend="min")
+        bar.set_label("density, log scale (kept / prunable weights of the layer; × = a layer is empty)")
+        ticks = [value for value in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01) if value >= norm.vmin]
+        bar.set_ticks(ticks, labels=[f"{value:g}" for value in ticks], minor=False)
+        bar.ax.minorticks_off()
+        figure.suptitle(title, fontsize=14)
+    return figure
+
+
+def _cells(axis: Axes, table: pd.DataFrame, lines: str, norm: LogNorm) -> Any:
+    """One panel of a density map."""
+    order = list(dict.fromkeys(table[lines]))
+    counts = table.groupby([lines, "round"])[["kept", "size"]].sum()
+    values = (counts.kept / counts["size"]).unstack("round").loc[order]
+    empty = table.assign(empty=table.kept == 0).groupby([lines, "round"]).empty.any().unstack("round").loc[order]
+    colours = mpl.colormaps["cividis"].with_extremes(bad="white")
+    extent = (values.columns.min() - 0.5, values.columns.max() + 0.5, len(order) - 0.5, -0.5)
+    image = axis.imshow(
+        values.where(values > 0), aspect="auto", cmap=colours, norm=norm, interpolation="none", extent=extent
+    )
+    for row, name in enumerate(order):
+        for index in values.columns[empty.loc[name]]:
+            dark = 0 < values.loc[name, index] < (norm.vmin * norm.vmax) ** 0.5
+            axis.text(index, row, "×", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    axis.set_yticks(range(len(order)), order, fontsize=10)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.set_xlabel("round", fontsize=10)
+    return image
+
+
+def density_by_inputs(densities: Mapping[str, pd.DataFrame], index: int) -> Figure:
+    """Density of each layer against the inputs of its units, which set the size of its initial weights.
+
+    Args:
+        densities: what ``analysis.layer_densities`` returned, by method.
+        index: the round to show.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.3 * len(densities), 4.4), layout="constrained")
+        axes = figure.subplots(1, len(densities), sharey=True, squeeze=False)[0]
+        for axis, (method, table) in zip(axes, densities.items(), strict=True):
+            own = table[table["round"] == index]
+            mark = MARKS[method]
+            axis.scatter(
+                own.inputs, own.density, color=mark["color"], marker=mark["marker"], edgecolor="0.2", alpha=0.8
+            )
+            axis.set_xscale("log")
+            axis.set_xlabel("inputs of a unit (more inputs = smaller initial weights)")
+            axis.set_title(f"{method}, round {index}, a point a layer")
+        axes[0].set_ylabel("density of the layer")
+    return figure
+
+
+def survival_curves(survival: Mapping[str, pd.DataFrame]) -> Figure:
+    """Share of the weights that live on, by kind of layer.
+
+    Args:
+        survival: what ``analysis.survival`` returned, by title; the first round in each is where the curves start.
+
+    Returns:
+        A panel for each entry: a curve a kind, and a thick one for all weights.
+    """
+    kinds = list(dict.fromkeys(kind for table in survival.values() for kind in table.kind if kind != "all"))
+    palette = [COLORS[i] for i in (0, 1, 4, 5, 7, 9)]
+    lines = ["-", "--", ":", "-."]
+    marks = "os^vDPX*<>dph"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.3 * len(survival), 5.6), layout="constrained")
+        axes = figure.subplots(1, len(survival), sharey=True, squeeze=False)[0]
+        for axis, (title, table) in zip(axes, survival.items(), strict=True):
+            table = table[table.since == table.since.min()]
+            for place, kind in enumerate(kinds):
+                own = table[(table.kind == kind) & (table.share > 0)]
+                style = {"color": palette[place % len(palette)], "linestyle": lines[place % len(lines)]}
+                axis.plot(own["round"], own.share, **style, marker=marks[place % len(marks)], ms=5, lw=1.5, label=kind)
+            whole = table[table.kind == "all"]
+            axis.plot(whole["round"], whole.share, color="black", lw=3, label="all prunable")
+            axis.set_title(title)
+            axis.set_xlabel("round")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
+        start = min(table.since.min() for table in survival.values())
+        axes[0].set_ylabel(
+            f"share of the weights of round {start} that live on\n(log scale; a curve ends where none is left)"
+        )
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=11, frameon=False)
+    return figure
+
+
+def overlap_curves(overlap: pd.DataFrame, title: str = "global against layer-wise") -> Figure:
+    """How much two chains of masks share, and what chance alone would give.
+
+    Args:
+        overlap: what ``analysis.overlap`` returned.
+        title: of the figure.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(overlap["round"], overlap.iou, color=COLORS[0], marker="o", lw=2, label="these masks")
+        chance = "chance (as many kept in each layer)"
+        axis.plot(overlap["round"], overlap.chance, color="0.35", marker="D", ms=5, linestyle="--", label=chance)
+        axis.set(xlabel="round", ylabel="IoU (kept by both / by either)", ylim=(0, 1.03), title=title)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(frameon=False)
+    return figure
+
+
+def restoration_panels(restorations: Sequence[Restoration], crop: int = 96) -> Figure:
+    """One test image a task: degraded, restored by each network, and the target.
+
+    Args:
+        restorations: what ``analysis.restorations`` returned.
+        crop: height and width, in pixels, of the middle part that is shown; the PSNR is of the whole image.
+    """
+    columns = list(restorations[0].images)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        wide = 15 / len(columns)
+        figure = Figure(figsize=(15, (wide + 0.42) * len(restorations)), dpi=90, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+        axes = figure.subplots(len(restorations), len(columns), squeeze=False)
+        for line, item in zip(axes, restorations, strict=True):
+            for axis, label in zip(line, columns, strict=True):
+                axis.imshow(_middle(item.images[label], crop), interpolation="none")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                score = f"\n{item.psnr[label]:.2f} dB" if label in item.psnr else f"\n({item.name})"
+                axis.set_title(label + score, fontsize=11, linespacing=1.1)
+            line[0].set_ylabel(item.task)
+    return figure
+
+
+def _middle(image: Tensor, crop: int) -> np.ndarray:
+    """The middle of a (3, H, W) image, as 8-bit (height, width, 3)."""
+    height, width = image.shape[-2:]
+    top, left = max(0, height - crop) // 2, max(0, width - crop) // 2
+    part = image[:, top : top + crop, left : left + crop].clamp(0, 1)
+    return (part * 255).round().byte().permute(1, 2, 0).numpy()

@@ -1,0 +1,161 @@
+"""The notebooks: how they are written, that they run from any folder, and that mistakes stop them at once."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbformat import NotebookNode
+
+from mirl_study.settings import ONE_SHOT
+from mirl_study.store import project_root
+
+NOTEBOOKS = {path.stem[:2]: path for path in sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))}
+DEFAULTS = {
+    "profile": '"laptop"',
+    "setting": '"all_in_one"',
+    "scope": '"global"',
+    "seed": "0",
+    "results": '""',
+    "overrides": "{}",
+}
+LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed=seed, **overrides)"
+MADE = {"02": ["dense"], "03": ["dense", *ONE_SHOT], "04": ["dense", "MIR-L-G"]}  # runs of the notebooks that train
+EXERCISES = {  # answers to the exercises, right and wrong
+    "01": """
+wanted = card["input_psnr_db"]["derain"]["test"]["mean"]
+assert check_sigma(255 / 10 ** (wanted / 20)).endswith("right")
+assert "larger" in check_sigma(1) and "smaller" in check_sigma(200) and "hint" in check_sigma(None)
+""",
+    "02": """
+gain = scores.psnr - scores.input_psnr
+assert "right" in check_gain(gain.idxmax()) and "gain more" in check_gain(gain.idxmin())
+assert "hint" in check_gain(None) and "hint" in check_gain("derian")
+""",
+    "03": """
+assert check_removed(int(0.7 * dense.mask.size + 0.5)) == "right"
+assert "off by 1:" in check_removed(int(0.7 * dense.mask.size + 0.5) + 1) and "hint" in check_removed(None)
+""",
+    "04": """
+after_one = masks[0].kept - int(settings.rate * masks[0].kept + 0.5)
+after_two = after_one - int(settings.rate * after_one + 0.5)
+assert check_kept(after_two) == "right" and "off by 1:" in check_kept(after_two + 1) and "hint" in check_kept(None)
+""",
+}
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS)
+def number(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def read(number: str) -> NotebookNode:
+    return nbformat.read(NOTEBOOKS[number], as_version=4)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_all_there():
+    assert set(NOTEBOOKS) >= {"01", "02", "03", "04"}
+
+
+def test_nothing_but_source(number):
+    notebook = read(number)
+    assert [cell.id for cell in code(notebook) if cell.outputs or cell.execution_count is not None] == []
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+
+
+def test_cells_are_small_and_named(number):
+    notebook = read(number)
+    assert [cell.id for cell in code(notebook) if len(cell.source.splitlines()) > 20] == []
+    assert [cell.id for cell in notebook.cells if not re.fullmatch(r"[a-z][a-z0-9-]*", cell.id)] == []
+
+
+def test_opens_with_a_question_and_leads_on(number):
+    notebook = read(number)
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert re.match(r"# \d", first) and "?" in first and "CPU" in first
+    following = [path.stem for path in NOTEBOOKS.values() if path.stem[:2] == f"{int(number) + 1:02}"]
+    assert all(name in last for name in following)
+
+
+def test_parameters(number):
+    tagged = [cell for cell in code(read(number)) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code(read(number))[:1]
+    lines = [re.fullmatch(r"(\w+): (\w+) = (.+?)  # \S.*", line) for line in tagged[0].source.splitlines()]
+    assert {line[1]: line[3] for line in lines} == DEFAULTS
+    # papermill shows them in its help only if it can read each line
+    shown = papermill.inspect_notebook(NOTEBOOKS[number])
+    assert {name: entry["default"] for name, entry in shown.items()} == DEFAULTS
+    assert all(entry["help"] and entry["inferred_type_name"] for entry in shown.values())
+
+
+def test_validation_follows(number):
+    assert LOAD in code(read(number))[1].source.splitlines()
+
+
+@pytest.fixture(scope="module")
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this environment, not one of the user's
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(smoke_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with finished runs of seed 0; of its own, for the notebooks add to it."""
+    return shutil.copytree(smoke_results, tmp_path_factory.mktemp("notebooks") / "results")
+
+
+def execute(notebook: NotebookNode, folder: Path, **parameters) -> None:
+    """Runs a notebook with papermill in an empty folder, which must stay empty; writes executed.ipynb beside that."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    given = {"profile": "smoke", **parameters}
+    options = {"kernel_name": "python3", "progress_bar": False, "cwd": elsewhere}
+    try:
+        papermill.execute_notebook(notebook, folder / "executed.ipynb", given, **options)
+    finally:
+        assert list(elsewhere.iterdir()) == []
+
+
+def test_runs(number, results, environment, tmp_path):
+    notebook = read(number)
+    if number in EXERCISES:
+        notebook.cells.append(nbformat.v4.new_code_cell(EXERCISES[number].strip()))
+    seed = 1 if number in MADE else 0
+    execute(notebook, tmp_path, results=str(results), seed=seed)
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    outputs = [output for cell in code(executed) for output in cell.outputs]
+    assert [cell.id for cell in code(executed) if cell.metadata.papermill.exception is not False] == []
+    assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
+    assert any({"image/png", "image/svg+xml"} & output.get("data", {}).keys() for output in outputs)
+    for method in MADE.get(number, []):
+        assert (results / "smoke" / "all_in_one" / method / "seed1" / "summary.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "given", "message"),
+    [
+        ("01", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
+        ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
+        ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
+        ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
+    ],
+)
+def test_a_mistake_stops_before_any_work(number, given, message, environment, tmp_path):
+    results = tmp_path / "results"
+    with pytest.raises(papermill.PapermillExecutionError) as stopped:
+        execute(read(number), tmp_path, results=str(results), **given)
+    assert stopped.value.ename == "SettingsError"
+    assert re.match(message, stopped.value.evalue) and "\n" not in stopped.value.evalue
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    failed = [cell.source for cell in code(executed) if any(o.output_type == "error" for o in cell.outputs)]
+    assert [LOAD in source for source in failed] == [True]
+    assert not results.exists()

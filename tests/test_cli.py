@@ -1,0 +1,414 @@
+"""The command line: mistakes are one line, before any work; notebooks run in this interpreter; studies go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from mirl_study import cli, running, study
+from mirl_study.settings import METHODS, SettingsError, load_settings
+
+PARAMETERS = """
+profile: str = "laptop"  # named settings
+setting: str = "all_in_one"
+scope: str = "global"
+seed: int = 0
+results: str = ""
+overrides: dict = {}
+"""
+LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed=seed, **overrides)"
+
+
+def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    first = nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def mirl(capsys, *words) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    return write_notebook(tmp_path / "notebooks" / "04_lottery_rounds.ipynb", "print(seed)")
+
+
+def everything_below(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+BAD_RUNS = {
+    "unknown parameter": (("-p", "sede", "1"), ("'sede'", "did you mean 'seed'")),
+    "unknown setting": (("-p", "stepz", "1"), ("'stepz'", "did you mean 'steps'")),
+    "unknown setting in overrides": (("-p", "overrides", "{rat: 0.1}"), ("'rat'", "did you mean 'rate'")),
+    "overrides that are no mapping": (("-p", "overrides", "3"), ("overrides=3",)),
+    "overrides that are no YAML": (("-p", "overrides", "{"), ("overrides='{'",)),
+    "seed that is a word": (("-p", "seed", "one"), ("seed='one'", "whole number")),
+    "seed with a fraction": (("-p", "seed", "1.5"), ("seed='1.5'", "whole number")),
+    "negative seed": (("-p", "seed", "-1"), ("seed=-1",)),
+    "steps with a fraction": (("-p", "steps", "1.5"), ("steps='1.5'", "whole number")),
+    "rate that is a word": (("-p", "rate", "high"), ("rate='high'", "a number")),
+    "rate above 1": (("-p", "rate", "1.5"), ("rate=1.5", "less than 1")),
+    "rate that is not a number": (("-p", "rate", "nan"), ("rate=nan",)),
+    "truth that is neither": (("-p", "prune_norms", "maybe"), ("prune_norms='maybe'", "true or false")),
+    "unknown profile": (("-p", "profile", "lapto"), ("profile='lapto'", "did you mean 'laptop'")),
+    "unknown setting of tasks": (("-p", "setting", "deran"), ("setting='deran'", "did you mean 'derain'")),
+    "unknown scope": (("-p", "scope", "globl"), ("scope='globl'", "did you mean 'global'")),
+    "unknown network": (("-p", "network", "nanno"), ("'nanno'", "did you mean 'nano'")),
+    "unknown network field": (("-p", "network", "{dimm: 8}"), ("'dimm'", "did you mean 'dim'")),
+    "output that is no notebook": (("--output", "out.html"), ("output='out.html'", ".ipynb")),
+    "unknown option": (("--outptu", "x.ipynb"), ("'--outptu'", "did you mean '--output'")),
+    "half a parameter": (("-p", "seed"), ("-p",)),
+    "negative time": (("--cell-timeout", "-1"), ("--cell-timeout",)),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), BAD_RUNS.values(), ids=BAD_RUNS.keys())
+def test_a_bad_run_is_one_line_and_leaves_nothing(words, expected, notebook, tmp_path, capsys):
+    before = everything_below(tmp_path)
+    code, out, err = mirl(capsys, "run", notebook, "-p", "results", tmp_path / "results", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(part in err for part in expected), err
+    assert everything_below(tmp_path) == before
+
+
+def test_an_unknown_notebook_names_the_nearest(notebook, capsys):
+    code, _, err = mirl(capsys, "run", notebook.with_name("04_lotery_round.ipynb"))
+    assert code == 2 and err.count("\n") == 1
+    assert "04_lottery_rounds.ipynb" in err
+
+
+def test_a_file_that_is_no_notebook_is_refused(tmp_path, capsys):
+    path = tmp_path / "broken.ipynb"
+    path.write_text("{")
+    code, _, err = mirl(capsys, "run", path)
+    assert code == 2 and err.count("\n") == 1 and "cannot be read" in err
+
+
+@pytest.mark.parametrize("source", ["seed = int('3')", "seed: int", "seed ="])
+def test_a_default_that_is_no_literal_is_refused(source, tmp_path, capsys):
+    path = write_notebook(tmp_path / "odd.ipynb", parameters=source)
+    code, _, err = mirl(capsys, "run", path)
+    assert code == 2 and err.count("\n") == 1 and "parameters cell" in err
+
+
+def test_the_notebook_itself_is_not_overwritten(notebook, capsys):
+    before = notebook.read_bytes()
+    code, _, err = mirl(capsys, "run", notebook, "--output", notebook)
+    assert code == 2 and "the notebook itself" in err
+    assert notebook.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--profile", "lapto"), "did you mean 'laptop'"),
+        (("--setting", "haze"), "did you mean 'dehaze'"),
+        (("--seeds", "0,one"), "seeds='one'"),
+        (("--seeds", "0,-1"), "seed=-1"),
+        (("--seeds", ""), "seeds=''"),
+        (("--cores", "0"), "--cores"),
+        (("-p", "rate", "1.5"), "rate=1.5"),
+        (("-p", "rat", "0.5"), "did you mean 'rate'"),
+        (("-p", "scope", "global"), "a study runs both"),
+        (("-p", "seed", "1"), "--seeds"),
+        (("--profil", "smoke"), "did you mean '--profile'"),
+    ],
+)
+def test_a_bad_study_is_one_line_and_leaves_nothing(words, expected, tmp_path, capsys):
+    code, out, err = mirl(capsys, "study", "--results", tmp_path / "results", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+    assert everything_below(tmp_path) == []
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    code, _, err = mirl(capsys, "stduy")
+    assert code == 2 and err.count("\n") == 1 and "study" in err
+
+
+def test_help_comes_without_arguments(capsys):
+    code, out, _ = mirl(capsys)
+    assert code == 0 and "study" in out and "doctor" in out
+
+
+def test_parameters_get_the_type_of_their_defaults(notebook):
+    given = [("seed", "3"), ("profile", "smoke"), ("rate", "3e-1"), ("prune_norms", "true"), ("keep_weights", "[0, 1]")]
+    expected = {"rate": 0.3, "prune_norms": True, "keep_weights": [0, 1]}
+    values = running.check_parameters(notebook, given)
+    assert values == {"seed": 3, "profile": "smoke", "overrides": expected}
+    assert type(values["seed"]) is int
+
+
+def test_a_notebook_without_settings_takes_its_own_parameters_only(tmp_path):
+    notebook = write_notebook(tmp_path / "plain.ipynb", parameters="width = 3\nname: str = 'x'")
+    assert running.check_parameters(notebook, [("width", "4")]) == {"width": 4}
+    with pytest.raises(SettingsError, match="takes width, name"):
+        running.check_parameters(notebook, [("steps", "4")])
+
+
+def test_a_run_executes_in_this_interpreter_even_if_another_kernel_has_the_same_name(tmp_path, monkeypatch, capsys):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "foreign", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    seen = "import json, sys; print(json.dumps([sys.executable, seed, overrides]))"
+    notebook, output = write_notebook(tmp_path / "a.ipynb", seen), tmp_path / "deep" / "out.ipynb"
+    code, out, err = mirl(capsys, "run", notebook, "-p", "seed", 7, "-p", "rounds", 3, "--output", output)
+    assert (code, out.strip(), err) == (0, str(output), "")
+    log = output.with_suffix(".log").read_text()
+    assert json.dumps([sys.executable, 7, {"rounds": 3}]) in log and "finished" in log
+    assert nbformat.read(output, as_version=4).metadata.papermill.exception is None
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.ipynb", "out.log"]
+
+
+def test_a_failing_cell_is_named_with_its_error_its_log_and_the_way_on(tmp_path, capsys):
+    cells = ("print('so far')", "raise RuntimeError('no\\nluck')", "print('never')")
+    notebook = write_notebook(tmp_path / "bad.ipynb", *cells)
+    output = tmp_path / "out.ipynb"
+    code, _, err = mirl(capsys, "run", notebook, "-p", "seed", 1, "--output", output)
+    lines = err.splitlines()
+    assert code == 1
+    # The fourth cell, as in the executed notebook: papermill adds one with the values.
+    assert lines[0] == "error: cell [4] of bad.ipynb failed: RuntimeError: no luck"
+    assert lines[1:3] == [f"  log: {output.with_suffix('.log')}", f"  executed: {output}"]
+    assert lines[3].startswith("  go on with: mirl run ") and "-p seed 1" in lines[3]
+    log = output.with_suffix(".log").read_text()
+    assert "so far" in log and "RuntimeError" in log and "\x1b" not in log and "never" not in log
+    assert nbformat.read(output, as_version=4).metadata.papermill.exception is True
+
+
+@pytest.mark.parametrize(
+    ("cell", "seconds", "expected"),
+    [("import time; time.sleep(60)", 1, "longer than 1 s"), ("import os; os.kill(os.getpid(), 9)", 0, "kernel died")],
+)
+def test_a_cell_that_never_answers_is_named(cell, seconds, expected, tmp_path, capsys):
+    notebook, output = write_notebook(tmp_path / "a.ipynb", cell, "print('never')"), tmp_path / "out.ipynb"
+    code, _, err = mirl(capsys, "run", notebook, "--output", output, "--cell-timeout", seconds)
+    assert code == 1
+    assert err.startswith("error: cell [2] of a.ipynb failed") and expected in err.splitlines()[0]
+
+
+def test_executed_notebooks_do_not_overwrite_each_other(notebook, tmp_path):
+    given = [("scope", "layerwise"), ("network", "{dim: 8}"), ("results", str(tmp_path))]
+    parameters = running.check_parameters(notebook, given)
+    assert running.default_output(notebook, parameters) == (
+        tmp_path / "laptop" / "notebooks" / "04_lottery_rounds-scope-layerwise-network-_dim_8_.ipynb"
+    )
+
+
+def test_doctor_finds_everything(capsys):
+    code, out, _ = mirl(capsys, "doctor")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines()} == {"OK"}
+    assert all(name in out for name in ("python", "torch", "papermill", "device", "threads"))
+
+
+def test_doctor_names_what_is_missing_and_what_is_too_old(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_dependencies", lambda: ["no-such-package>=1", "click>=999"])
+    code, out, _ = mirl(capsys, "doctor")
+    assert code == 1
+    assert "FAIL no-such-package missing (wanted: >=1)" in out
+    assert "FAIL click " in out and "(wanted: >=999)" in out
+
+
+def test_the_plan_counts_the_steps_of_every_chain(tmp_path):
+    settings = load_settings("smoke", steps=20, rounds=3, fine_tune=0.1)
+    chains = study.plan(settings, [0, 4], tmp_path)
+    assert [(chain.method, chain.seed) for chain in chains] == [(method, seed) for method in METHODS for seed in (0, 4)]
+    assert {chain.method: chain.total for chain in chains} == {
+        **dict.fromkeys(METHODS, 2),
+        "dense": 20,
+        "MIR-L-G": 60,
+        "MIR-L-LW": 60,
+    }
+    assert chains[1].folder == tmp_path / "smoke" / "all_in_one" / "dense" / "seed4"
+
+
+def test_a_dry_run_lists_the_chains_and_writes_nothing(tmp_path, capsys):
+    code, out, _ = mirl(capsys, "study", "--profile", "smoke", "--results", tmp_path / "results", "--dry-run")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
+    assert everything_below(tmp_path) == []
+
+
+def test_a_chain_reads_its_progress_and_survives_a_broken_one(tmp_path):
+    chain = study.Chain("dense", 0, tmp_path, total=10)
+    chain.look()
+    assert (chain.left, chain.touched) == (10, 0)
+    (tmp_path / "progress.json").write_text("{")
+    chain.look()
+    assert chain.left == 10
+    (tmp_path / "progress.json").write_text(json.dumps({"done": 4, "total": 12, "round": 0, "rounds": 1}))
+    chain.look()
+    assert (chain.left, chain.finished) == (8, False) and chain.touched > 0
+    (tmp_path / "summary.csv").touch()
+    chain.look()
+    assert (chain.left, chain.done, chain.finished) == (0, 12, True)
+
+
+def test_the_eta_follows_the_longest_way_and_the_cores():
+    chains = [study.Chain(method, 0, Path(method), total) for method, total in (("dense", 10), ("A", 100), ("B", 90))]
+    pace = study.Pace(cores=2)
+    pace.look(chains, now=0)
+    assert pace.seconds_left(chains) is None
+    chains[0].done = 2
+    pace.look(chains, now=50)  # it had waited: this change only starts the clock
+    assert pace.seconds_left(chains) is None
+    chains[0].done = 6
+    pace.look(chains, now=58)
+    assert pace.seconds_left(chains) == pytest.approx((4 + 100) * 2)
+    assert study.Pace(1, pace.seconds, pace.steps).seconds_left(chains) == pytest.approx((4 + 100 + 90) * 2)
+
+
+def test_a_second_study_in_the_same_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "smoke").mkdir()
+    with study._only_study(tmp_path / "smoke"):
+        code, _, err = mirl(capsys, "study", "--profile", "smoke", "--results", tmp_path)
+    assert code == 1 and "another study works in" in err
+
+
+def test_the_reference_keeps_what_is_finished_without_weights_and_logs(tmp_path, capsys):
+    done, started = (tmp_path / "smoke" / "all_in_one" / method / "seed0" for method in ("dense", "MIR-L-G"))
+    tables = [f"round00/{name}" for name in ("mask.npz", "history.csv", "metrics.csv", "round.json")]
+    kept = ["run.json", "summary.csv", *tables]
+    left = ["progress.json", "notebook.ipynb", "notebook.log", "round00/weights.safetensors"]
+    for path in [*(done / name for name in kept + left), started / "run.json", tmp_path / "smoke/report/figures/a.svg"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    stale = tmp_path / "reference" / "smoke" / "stale.csv"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    code, out, _ = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path)
+    target = tmp_path / "reference" / "smoke"
+    files = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert code == 0 and out.strip() == f"{target}: 7 files"
+    assert files == {f"all_in_one/dense/seed0/{name}" for name in kept} | {"report/figures/a.svg"}
+
+
+def test_a_reference_needs_a_finished_run(tmp_path, capsys):
+    code, _, err = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path)
+    assert code == 1 and "no finished run" in err
+    assert everything_below(tmp_path) == []
+
+
+CHAIN = """
+import time
+from mirl_study.settings import ONE_SHOT, load_settings
+from mirl_study.store import Run, results_root, write_json
+settings = load_settings(profile, setting=setting, scope=scope, seed=seed, **overrides)
+
+def play(method, rounds, steps):
+    folder = Run(settings, method, results).folder
+    for done in range(1, rounds * steps + 1):
+        where = {"round": (done - 1) // steps + 1, "rounds": rounds, "done": done, "total": rounds * steps}
+        write_json(folder / "progress.json", where)
+        time.sleep(0.02)
+    (folder / "summary.csv").write_text("round\\n")
+"""
+STANDINS = {  # the six notebooks, without the learning
+    "01_data_preparation": "print('data')",
+    "02_dense_baseline": CHAIN + "play('dense', 1, settings.steps)",
+    "03_one_shot_baselines": CHAIN + "for method in ONE_SHOT:\n    play(method, 1, 3)",
+    "04_lottery_rounds": CHAIN + "play(settings.method(), settings.rounds, settings.steps)",
+    "05_mask_evolution": "print('masks')",
+    "06_report": CHAIN + "page = results_root(results) / profile / 'report' / 'index.html'\n"
+    "page.parent.mkdir(exist_ok=True)\npage.write_text('<p>')",
+}
+
+
+@pytest.fixture
+def standins(tmp_path) -> Path:
+    for name, cell in STANDINS.items():
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", cell)
+    return tmp_path / "notebooks"
+
+
+def start_study(results: Path, notebooks: Path, *words: str) -> psutil.Popen:
+    command = [sys.executable, "-m", "mirl_study.cli", "study", "--profile", "smoke", "--results", str(results)]
+    command += ["--cores", "2", "--notebooks", str(notebooks), *words]
+    pipe = subprocess.PIPE
+    return psutil.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins, tmp_path):
+    first = start_study(tmp_path / "results", standins, "--seeds", "0,1", "-p", "rate", "0.3")
+    out, err = first.communicate(timeout=300)
+    root = tmp_path / "results" / "smoke"
+    assert first.returncode == 0, err
+    assert out.splitlines()[-1] == f"report: {root / 'report' / 'index.html'}"
+    for method in METHODS:
+        for seed in (0, 1):
+            assert (root / "all_in_one" / method / f"seed{seed}" / "summary.csv").is_file()
+    log = (root / "all_in_one" / "MIR-L-LW" / "seed1" / "notebook.log").read_text()
+    assert "'scope': 'layerwise'" in log and "'rate': 0.3" in log
+    second = start_study(tmp_path / "results", standins, "--seeds", "0,1", "-p", "rate", "0.3")
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert out.splitlines()[-1].startswith("everything is done already; report: ")
+
+
+@pytest.mark.slow
+def test_a_failing_chain_is_named_and_the_next_start_goes_on(standins, tmp_path):
+    good = STANDINS["04_lottery_rounds"]
+    write_notebook(standins / "04_lottery_rounds.ipynb", good, "assert scope != 'layerwise', 'no luck'")
+    failing = start_study(tmp_path / "results", standins)
+    _, err = failing.communicate(timeout=300)
+    assert failing.returncode == 1
+    assert err.startswith("error: cell [4] of 04_lottery_rounds.ipynb failed: AssertionError: no luck\n  log: ")
+    assert "the study's log: " in err
+    write_notebook(standins / "04_lottery_rounds.ipynb", good)
+    again = start_study(tmp_path / "results", standins)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "again"), [("ctrl-c", False), ("terminate", False), ("kill", True), ("kill snakemake", True)]
+)
+def test_a_stopped_study_leaves_no_process_and_the_next_start_needs_no_help(how, again, standins, tmp_path):
+    results = tmp_path / "results"
+    first = start_study(results, standins, "-p", "steps", "2000")
+    wait_for(results / "smoke" / "all_in_one" / "dense" / "seed0" / "progress.json")
+    below = first.children(recursive=True)
+    if how == "ctrl-c":
+        os.killpg(first.pid, signal.SIGINT)
+    elif how == "terminate":
+        first.terminate()
+    elif how == "kill":
+        first.kill()
+    else:
+        next(child for child in below if "snakemake" in child.cmdline()).kill()
+    first.communicate(timeout=60)
+    assert first.returncode == {"ctrl-c": 130, "terminate": 130, "kill": -signal.SIGKILL, "kill snakemake": 1}[how]
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    if again:
+        second = start_study(results, standins)
+        _, err = second.communicate(timeout=300)
+        assert second.returncode == 0, err
