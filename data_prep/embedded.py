@@ -198,7 +198,9 @@ def _rain() -> RainRanges:
 
 def _fingerprint() -> str:
     """Hash of what, besides the seed, decides the data: the list of photographs and the ranges."""
-    text = f"{_recipe()!r} {_rain()!r} {HazeRanges()!r}"
+    recipe = _recipe()
+    files = [(photograph["name"], photograph["file"], photograph["split"]) for photograph in recipe["photographs"]]
+    text = f"{files!r} {recipe['reduce']!r} {recipe['variants']!r} {_rain()!r} {HazeRanges()!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -292,6 +294,7 @@ def _write_card(folder: Path, seed: int, recipe: dict, sources: list[dict], rows
         "split_why": recipe["why"],
         "photographs": sources,
         "rows": counts,
+        "aims_db": recipe["aims_db"],
         "input_psnr_db": {
             task: {
                 split: {"mean": round(float(np.mean(v)), 2), "min": round(min(v), 2), "max": round(max(v), 2)}

@@ -213,8 +213,8 @@ def layer_densities(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.D
     Returns:
         A row a round and layer, in the network's order: ``round``, ``layer`` (the tensor's name without ``.weight``),
         ``kind``, ``stage`` and ``part`` (a layer in a transformer block: which run of blocks, and where in the block;
-        elsewhere ``part`` is empty), ``inputs`` (of one unit: the layer's initial weights are uniform within one over its
-        square root), ``size``, ``kept``, ``density``.
+        elsewhere ``part`` is empty), ``inputs`` (of one unit; the layer's initial weights are uniform within one over
+        the square root of it), ``size``, ``kept``, ``density``.
     """
     rows = []
     for index, mask in sorted(masks.items()):

@@ -150,7 +150,7 @@ def rounds(
         last = load_round(run, index)
         yield last
     progress.close()
-    store.write_csv(run.folder / "summary.csv", store.summary(run.folder))
+    store.write_summary(run.folder)
 
 
 def one_shot(
@@ -190,7 +190,7 @@ def one_shot(
         run.save_weights(1, network)
         run.finish(1, *record)
         progress.close()
-    store.write_csv(run.folder / "summary.csv", store.summary(run.folder))
+    store.write_summary(run.folder)
     return load_round(run, 1)
 
 
@@ -229,7 +229,7 @@ def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, s
         run.save_weights(0, network)  # always: every method starts from them
         run.finish(0, *record)
         progress.close()
-    store.write_csv(run.folder / "summary.csv", store.summary(run.folder))
+    store.write_summary(run.folder)
     return load_round(run, 0)
 
 

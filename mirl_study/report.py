@@ -394,8 +394,8 @@ def _scale(sizes: pd.DataFrame, method: str) -> str:
         return f"{method}: all layers are equally dense; the size of their initial weights decides nothing."
     shown = ", ".join(f"{row.rank_correlation:+.2f} with seed {row.seed}" for row in last.dropna().itertuples())
     return (
-        f"{method}: over {last.layers.iloc[0]} layers in round {last['round'].iloc[0]}, the rank correlation of density "
-        f"with the inputs of a layer's units is {shown} (near -1: layers that were initialised smaller keep less)."
+        f"{method}: over {last.layers.iloc[0]} layers in round {last['round'].iloc[0]}, the rank correlation of "
+        f"density with the inputs of a layer's units is {shown} (near -1: layers initialised smaller keep less)."
     )
 
 

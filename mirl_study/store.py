@@ -172,6 +172,13 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
+def write_summary(folder: Path) -> None:
+    """Writes ``summary.csv`` of a run folder; an equal one is left alone, so that what was made from it stays new."""
+    path, frame = folder / "summary.csv", summary(folder)
+    if not path.is_file() or path.read_text() != frame.to_csv(index=False):
+        write_csv(path, frame)
+
+
 def summary(folder: Path) -> pd.DataFrame:
     """Gathers the finished rounds of one run folder: a row a round and task, means over images.
 

@@ -120,6 +120,8 @@ class Pace:
         Returns:
             Seconds, or None as long as nothing was measured.
         """
+        if not any(chain.left for chain in chains):
+            return 0.0
         if not self.steps:
             return None
         ways = [0]

@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pandas as pd
 import pytest
@@ -155,3 +158,38 @@ def test_the_summary_is_the_mean_of_the_metrics(smoke_results, method):
         assert part.set_index("task").psnr.to_dict() == pytest.approx(metrics.groupby("task").psnr.mean().to_dict())
         facts = json.loads((folder / f"round{index:02d}" / "round.json").read_text())
         assert (part.parameters == total - facts["prunable"] + facts["kept"]).all()
+
+
+def test_reading_a_finished_chain_again_writes_nothing(smoke_results):
+    folder = smoke_results / "smoke"
+
+    def stamps():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+    before = stamps()
+    chain(smoke_results, "global")
+    lottery.one_shot(load_settings("smoke"), "PIR-OSM-I", smoke_results, "cpu", show=False)
+    assert stamps() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [(0, 4), (1, 2), (2, 5)])
+def test_a_chain_that_is_killed_goes_on_and_ends_bit_identical(tmp_path, place):
+    code = "import sys, torch; torch.set_num_threads(1); from mirl_study import load_settings, lottery\n"
+    code += "list(lottery.rounds(load_settings('smoke', steps=40, validate_every=20), sys.argv[1], 'cpu', show=False))"
+    command = [sys.executable, "-c", code]
+    subprocess.run([*command, tmp_path / "whole"], check=True)
+
+    victim = subprocess.Popen([*command, tmp_path / "killed"])
+    while not any(
+        (facts["round"], facts["step"]) >= place
+        for path in (tmp_path / "killed").rglob("progress.json")
+        for facts in [json.loads(path.read_text())]
+    ):
+        assert victim.poll() is None, "the chain ended before it could be killed"
+        time.sleep(0.005)
+    victim.kill()
+    victim.wait()
+    assert tree(tmp_path / "killed") != tree(tmp_path / "whole")
+    subprocess.run([*command, tmp_path / "killed"], check=True)
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
