@@ -306,7 +306,11 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
     ended, sizes = ended[ended.setting == setting], sizes[sizes.setting == setting]
     lotteries = [method for method in reversed(LOTTERY) if method in set(own.method)]
     sentences = [_gain(own[own.method == "dense"])]
-    sentences += [_close(own[own.method == method], method, margin) for method in lotteries]
+    for method in lotteries:
+        sentences.append(_close(own[own.method == method], method, margin))
+        families = scores[(scores.setting == setting) & (scores.method == method) & scores.task.isin(analysis.FAMILIES)]
+        if families.task.nunique() > 1:
+            sentences.append(_by_family(families, method, margin))
     sentences += [_emptied(ended[ended.method == method], method) for method in lotteries]
     sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
     sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
@@ -341,7 +345,7 @@ def _close(own: pd.DataFrame, method: str, margin: float) -> str:
         text = f"{name} is never more than {margin:g} dB below its dense network, up to its last round, {last}{at}"
     else:
         text = f"{name} stays within {margin:g} dB of its dense network, or above, up to round {last}{at}"
-    text += f", and is so again in {_rounds(again)}" if again else ""
+    text += f", and is within that margin again in {_rounds(again)}" if again else ""
     if delta.shape[1] == 1:
         return f"{text}; seed {delta.columns[0]} alone."
     each = [(seed, analysis.within_margin(delta[seed], margin)[0]) for seed in delta.columns]
@@ -349,6 +353,18 @@ def _close(own: pd.DataFrame, method: str, margin: float) -> str:
         f"seed {seed} up to round {one}" if one is not None else f"seed {seed} in none" for seed, one in each
     )
     return f"{text}; mean of {delta.shape[1]} seeds ({seeds})."
+
+
+def _by_family(families: pd.DataFrame, method: str, margin: float) -> str:
+    """Up to which round a lottery stays within the margin, family by family."""
+    parts = []
+    for task, own in families.groupby("task", sort=False):
+        last, _ = analysis.within_margin(own.groupby("round").delta.mean(), margin)
+        density = own.groupby("round").density.mean()
+        parts.append(
+            f"{task} up to round {last} (density {density[last]:.1%})" if last else f"{task} not even in round 1"
+        )
+    return f"{method}, family by family, stays within {margin:g} dB of its dense network, or above: {'; '.join(parts)}."
 
 
 def _emptied(ended: pd.DataFrame, method: str) -> str:

@@ -198,6 +198,7 @@ def run_notebook(
                 kernel_name="python3",
                 kernel_manager_class=_kernel_of_this_python(log),
                 progress_bar=False,
+                coalesce_streams=True,  # or each redraw of a progress bar stays in the notebook as an output of its own
                 stdout_file=log,
                 stderr_file=log,
                 autosave_cell_every=AUTOSAVE_SECONDS,
