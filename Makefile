@@ -1,7 +1,7 @@
 # The front door. `make help` lists the targets; set-up happens by itself, in .venv, and only there.
 PROFILE ?= laptop
 PYTHON  ?= python3
-CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+CORES   ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 SEEDS   ?= 0
 TORCH   ?= 2.13.0
 PYTEST_ARGS ?=
@@ -11,6 +11,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 # Outside JupyterLab's search path for kernels nothing is written, and the kernel of .venv comes first in it.
 export JUPYTER_PREFER_ENV_PATH := 1
+unexport PYTHONPATH PYTHONHOME  # .venv must not see another copy of the package
 
 .PHONY: help setup study test test-slow lab lint lock reference clean
 .DEFAULT_GOAL := help

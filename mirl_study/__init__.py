@@ -1,7 +1,7 @@
 """The study package of MIR-L: lottery tickets in an all-in-one image restoration network.
 
-The way through the house, one direction: settings -> data -> network -> (train -> prune -> rewind)* -> evaluate -> store ->
-analyse -> draw.  See ``docs/design.md``.
+The way through the house, one direction: settings -> data -> network -> (train -> prune -> rewind)* -> evaluate ->
+store -> analyse -> draw.  See ``docs/design.md``.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ _NEED_TORCH = {"Mask": "mirl_study.masks", "build_network": "mirl_study.network"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs torch when it is asked for: the command line answers at once, and also where torch is broken."""
+    """Imports what needs torch only when it is asked for: `mirl` answers at once, and also where torch is broken."""
     if name in _NEED_TORCH:
         return getattr(import_module(_NEED_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
