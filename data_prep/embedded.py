@@ -102,7 +102,7 @@ def prepare(folder: Path, seed: int = 0) -> Path:
             a listed file, or was prepared with another seed or recipe.
     """
     folder = Path(folder)
-    if _is_complete(folder, seed):
+    if ready(folder, seed):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     _set_aside(folder)
@@ -113,7 +113,7 @@ def prepare(folder: Path, seed: int = 0) -> Path:
         try:
             temporary.rename(folder)
         except OSError:
-            if not _is_complete(folder, seed):
+            if not ready(folder, seed):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -138,14 +138,19 @@ def verify(folder: Path) -> int:
     return len(card["files"])
 
 
-def _is_complete(folder: Path, seed: int) -> bool:
-    """Whether the folder holds the whole data set of this seed and recipe."""
+def ready(folder: Path, seed: int = 0) -> bool:
+    """Whether the folder holds the whole data set of this seed and recipe.
+
+    Raises:
+        SettingsError: it holds that of another seed or recipe, or a listed file is missing.
+    """
     if (card := _read_card(folder)) is None:
         return False
     for key, wanted in {"seed": seed, "recipe": _fingerprint()}.items():
         if card[key] != wanted:
             raise SettingsError(
-                f"{key}={wanted!r}: data folder {folder} was prepared with {card[key]!r}; delete it or name another"
+                f"{key}={wanted!r}: data folder {folder} was prepared with {card[key]!r}; "
+                "remove it and it is made again, or name another"
             )
     for name in card["files"]:
         _listed(folder, name)

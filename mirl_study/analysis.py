@@ -99,7 +99,7 @@ def find(found: pd.DataFrame, setting: str, method: str, seed: int | None = None
         wanted = f"{method} seed {seed}" if seed is not None else method
         raise SettingsError(
             f"no finished run {wanted!r} of setting={setting!r}; there is {', '.join(names) or 'none'}"
-            f"{nearest(wanted, names)}"
+            "; `mirl study` makes what is missing"
         )
     return match.sort_values("seed").folder.iloc[0]
 
@@ -236,20 +236,22 @@ def initial_size(densities: pd.DataFrame) -> pd.DataFrame:
         densities: what ``densities`` returned.
 
     Returns:
-        A row a lottery and round after the dense one: ``setting``, ``method``, ``seed``, ``round``, ``layers``, and
-        ``rank_correlation``: Spearman's, over layers, of density with ``inputs``; near -1, layers that were initialised
-        smaller keep less. Missing where all layers are equally dense.
+        A row a lottery and round after the dense one: ``setting``, ``method``, ``seed``, ``round``, ``layers``,
+        ``spread`` (interquartile range of their densities), and ``rank_correlation``: Spearman's, over layers, of
+        density with ``inputs``; near -1, layers that were initialised smaller keep less. Missing where all layers are
+        equally dense.
     """
     pruned = densities[densities["round"] > 0]
     rows = [
         (
             *key,
             len(layers),
+            layers.density.quantile(0.75) - layers.density.quantile(0.25),
             layers.density.corr(layers.inputs, method="spearman") if layers.density.nunique() > 1 else None,
         )
         for key, layers in pruned.groupby([*RUN, "round"], sort=False)
     ]
-    return pd.DataFrame(rows, columns=[*RUN, "round", "layers", "rank_correlation"])
+    return pd.DataFrame(rows, columns=[*RUN, "round", "layers", "spread", "rank_correlation"])
 
 
 def densities(found: pd.DataFrame) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def doctor() -> None:
         except metadata.PackageNotFoundError:
             found, ok = "missing", False
         problems.append(_check(wanted.name, found, ok, str(wanted.specifier)))
-    problems.append(_check_torch())
+    problems += [_check_torch(), _check_data()]
     if any(problems):
         raise click.exceptions.Exit(1)
 
@@ -128,6 +128,7 @@ def study(
     numbers = list(dict.fromkeys(cast("seeds", text, 0) for text in seeds.split(",")))
     for seed in numbers:
         settings, _ = settings_and_overrides(profile, given, setting=setting, seed=seed)
+    runner.check_folders(settings, numbers, results)
     if dry_run:
         for chain in runner.plan(settings, numbers, results):
             chain.look()
@@ -216,6 +217,19 @@ def _check_torch() -> bool:
     except Exception as error:  # whatever a broken installation raises, it is a line here
         return _check("device", " ".join(f"{type(error).__name__}: {error}".split()), False, "a torch that computes")
     return _check("device", f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores", value == 8, "8")
+
+
+def _check_data() -> bool:
+    """Whether the embedded images are there, or can be made."""
+    try:
+        from data_prep.embedded import photographs, ready
+        from mirl_study.store import project_root
+
+        folder = project_root() / "data" / "embedded"
+        state = "there" if ready(folder) else f"{len([p.path() for p in photographs()])} photographs to make them from"
+    except Exception as error:  # as above: a line, whatever it is
+        return _check("embedded images", " ".join(str(error).split()), False, "a prepared folder, or none")
+    return _check("embedded images", state, True, "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Scores of weights, and the step from scores to a mask with an exact count."""
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +19,16 @@ def magnitude(network: nn.Module, mask: Mask, generator: torch.Generator) -> dic
 def random(network: nn.Module, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
     """Scores each prunable weight uniformly at random."""
     return {name: torch.rand(mask[name].shape, generator=generator) for name in mask}
+
+
+def stream(seed: int) -> torch.Generator:
+    """Returns the random numbers that criteria draw from for a seed.
+
+    They are not those of ``manual_seed(seed)``: the initialisation has consumed these, and a random score that replays
+    them would prune by initial value.
+    """
+    digest = hashlib.sha256(f"criterion/{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 CRITERIA = {"magnitude": magnitude, "random": random}
@@ -55,7 +66,8 @@ def prune(
     for pool in pools:
         pool_rate = rate if scope == "global" else (rates or {}).get(pool[0], rate)
         if not 0 <= pool_rate <= 1:
-            raise ValueError(f"rate={pool_rate!r} of {pool[0]} is not between 0 and 1")
+            where = "" if scope == "global" else f" of {pool[0]}"
+            raise ValueError(f"rate={pool_rate!r}{where} is not between 0 and 1")
         for name in pool:
             if scores[name].shape != mask[name].shape:
                 raise ValueError(

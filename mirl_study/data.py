@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,9 @@ class Row(NamedTuple):
     target: int
 
 
+Rows = dict[str, tuple[Row, ...]]
+
+
 @dataclass(frozen=True)
 class Bank:
     """All images of one split.
@@ -52,7 +56,7 @@ class Bank:
     pixels: Tensor
     shapes: tuple[tuple[int, int], ...]
     starts: tuple[int, ...]
-    rows: dict[str, tuple[Row, ...]]
+    rows: Rows
     noise_rounding: str
 
     def image(self, index: int) -> Tensor:
@@ -142,20 +146,72 @@ def data_folder(settings: Settings, root: Path) -> Path:
     return folder
 
 
-def _decode(path: Path) -> np.ndarray:
-    """Returns an 8-bit RGB image, (H, W, 3); names the file if it is not one or is too small."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image; an 8-bit RGB one that is large enough, or a line that names the file."""
     try:
         with Image.open(path) as image:
             if image.mode != "RGB":
                 raise SettingsError(f"image {path} has mode {image.mode!r}, RGB with 8 bits is wanted")
-            pixels = np.asarray(image)
+            if min(image.size) < SMALLEST:
+                size = "x".join(map(str, image.size))
+                raise SettingsError(f"image {path} is {size} pixels, at least {SMALLEST}x{SMALLEST} is wanted")
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise SettingsError(f"image {path} cannot be read: {error}") from error
-    if min(pixels.shape[:2]) < SMALLEST:
-        raise SettingsError(
-            f"image {path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, at least {SMALLEST}x{SMALLEST} is wanted"
+
+
+def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list[tuple[int, int]], Rows]:
+    """Reads the manifest and the headers of one split's images; returns paths, (height, width) of each, and rows."""
+    folder = data_folder(settings, root)
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    manifest = manifest[manifest.split == split]
+    families = ("denoise", "derain", "dehaze") if settings.setting == "all_in_one" else (settings.setting,)
+    places: dict[str, int] = {}
+    rows: Rows = {}
+    for family in families:
+        part = manifest[manifest.task == family]
+        if part.empty:
+            where = folder / "manifest.csv"
+            raise SettingsError(f"data={settings.data!r} has no {split} images for {family} in {where}")
+        rows[family] = tuple(
+            Row(
+                name,
+                places.setdefault(degraded, len(places)) if degraded else None,
+                places.setdefault(target, len(places)),
+            )
+            for name, degraded, target in part[["name", "input", "target"]].itertuples(index=False)
         )
-    return pixels
+    paths = [folder / name for name in places]
+    shapes = []
+    for path in paths:
+        with _opened(path) as image:
+            shapes.append((image.height, image.width))
+    for row in (row for family in rows.values() for row in family):
+        if row.degraded is not None and shapes[row.degraded] != shapes[row.target]:
+            pair = f"{paths[row.degraded].name} and {paths[row.target].name}"
+            raise SettingsError(f"images {pair} in {folder} differ in size")
+    smallest = min(range(len(paths)), key=lambda place: min(shapes[place]))
+    most = min(shapes[smallest]) // 8 * 8
+    if split != "test" and settings.patch_size > most:
+        raise SettingsError(
+            f"patch_size={settings.patch_size} is larger than image {paths[smallest]}: at most {most} is allowed"
+        )
+    return paths, shapes, rows
+
+
+def check(settings: Settings, root: Path) -> None:
+    """Looks, by their headers alone, whether the images of all splits are there and fit the settings.
+
+    Args:
+        settings: of the run.
+        root: folder under which ``data/`` lies.
+
+    Raises:
+        SettingsError: as ``load_bank``, but for damage that only decoding shows.
+    """
+    for split in ("train", "val", "test"):
+        _index(settings, split, root)
 
 
 def load_bank(settings: Settings, split: str, root: Path, device: torch.device | str = "cpu") -> Bank:
@@ -171,42 +227,14 @@ def load_bank(settings: Settings, split: str, root: Path, device: torch.device |
         The bank.
 
     Raises:
-        SettingsError: naming the file, if an image is missing, broken, too small, of another size than its pair, or,
-        unless the split is
-            ``test``, smaller than a patch.
+        SettingsError: naming the file, if an image is missing, broken, too small, of another size than its pair, or
+            (but for ``test``) smaller than a patch.
     """
-    folder = data_folder(settings, root)
-    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
-    manifest = manifest[manifest.split == split]
-    families = ("denoise", "derain", "dehaze") if settings.setting == "all_in_one" else (settings.setting,)
-    paths: dict[str, int] = {}
-    rows: dict[str, tuple[Row, ...]] = {}
-    for family in families:
-        part = manifest[manifest.task == family]
-        if part.empty:
-            raise SettingsError(
-                f"data={settings.data!r} has no {split} images for {family} in {folder / 'manifest.csv'}"
-            )
-        rows[family] = tuple(
-            Row(
-                name, paths.setdefault(degraded, len(paths)) if degraded else None, paths.setdefault(target, len(paths))
-            )
-            for name, degraded, target in part[["name", "input", "target"]].itertuples(index=False)
-        )
-    images = [_decode(folder / path) for path in paths]
-    names = list(paths)
-    for row in (row for family in rows.values() for row in family):
-        if row.degraded is not None and images[row.degraded].shape != images[row.target].shape:
-            raise SettingsError(f"images {names[row.degraded]} and {names[row.target]} in {folder} differ in size")
-    if split != "test":
-        small = min(range(len(images)), key=lambda i: min(images[i].shape[:2]))
-        least = min(images[small].shape[:2])
-        if settings.patch_size > least:
-            raise SettingsError(
-                f"patch_size={settings.patch_size} is larger than image {folder / names[small]}: "
-                f"at most {least // 8 * 8} is allowed"
-            )
+    paths, shapes, rows = _index(settings, split, root)
+    images = []
+    for path in paths:
+        with _opened(path) as image:
+            images.append(np.asarray(image))
     starts = np.cumsum([0, *(image.size for image in images)])[:-1]
     pixels = torch.from_numpy(np.concatenate([image.ravel() for image in images])).to(device)
-    shapes = tuple(image.shape[:2] for image in images)
-    return Bank(pixels, shapes, tuple(int(start) for start in starts), rows, settings.noise_rounding)
+    return Bank(pixels, tuple(shapes), tuple(int(start) for start in starts), rows, settings.noise_rounding)

@@ -261,7 +261,7 @@ def survival_curves(survival: Mapping[str, pd.DataFrame]) -> Figure:
         A panel for each entry: a curve a kind, and a thick one for all weights.
     """
     kinds = list(dict.fromkeys(kind for table in survival.values() for kind in table.kind if kind != "all"))
-    palette = [COLORS[i] for i in (0, 1, 4, 5, 7, 9)]
+    palette = COLORS
     lines = ["-", "--", ":", "-."]
     marks = "os^vDPX*<>dph"
     with mpl.rc_context(STYLE):

@@ -136,6 +136,7 @@ def rounds(
     run = Run(settings, settings.method(), results)
     run.claim(bench.fingerprint, bench.device)
     finished = sum(run.finished(index) for index in range(1, settings.rounds + 1))
+    show = show and finished < settings.rounds
     progress = Progress(run, settings.rounds, settings.rounds * settings.steps, finished * settings.steps, show)
     for index in range(1, settings.rounds + 1):
         if not run.finished(index):
@@ -182,8 +183,8 @@ def one_shot(
         steps = max(1, round(settings.fine_tune * settings.steps))
         progress = Progress(run, 1, steps, show=show)
         network = dense.network()
-        generator = torch.Generator().manual_seed(settings.seed)
-        mask = criteria.prune(dense.mask, criteria.CRITERIA[criterion](network, dense.mask, generator), rate)
+        scores = criteria.CRITERIA[criterion](network, dense.mask, criteria.stream(settings.seed))
+        mask = criteria.prune(dense.mask, scores, rate)
         record = _train_and_score(
             run, 1, mask, network, bench, progress, steps=steps, warmup=0, lr=settings.fine_tune_lr
         )
@@ -203,8 +204,7 @@ def next_mask(mask: Mask, network: PromptIR, settings: Settings) -> Mask:
         settings: of the run: criterion, scope, rate; in layer-wise pruning the output layer is pruned at ``rate *
             output_rate``.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    scores = criteria.CRITERIA[settings.criterion](network, mask, generator)
+    scores = criteria.CRITERIA[settings.criterion](network, mask, criteria.stream(settings.seed))
     rates = {"output.weight": settings.rate * settings.output_rate}
     return criteria.prune(mask, scores, settings.rate, settings.scope, rates)
 

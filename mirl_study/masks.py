@@ -126,7 +126,7 @@ class Mask(Mapping[str, Tensor]):
         packed = {name: np.packbits(tensor.cpu().numpy()) for name, tensor in self.items()}
         shapes = {f"shape/{name}": np.array(tensor.shape) for name, tensor in self.items()}
         with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **packed, **shapes)
+            np.savez_compressed(file, **packed, **shapes)
 
     @classmethod
     def load(cls, path: Path) -> "Mask":

@@ -18,6 +18,7 @@ from mirl_study.settings import LOTTERY, METHODS, SETTINGS, TASKS, SettingsError
 from mirl_study.store import project_root, results_root, write_csv
 
 MARGIN = 0.1  # dB
+EQUAL = 0.02  # an interquartile range of densities below this is rounding
 PAPER_PRUNED = 0.87  # share of all parameters that the lottery rows of the paper's tables have lost
 HEADLINE = 15  # the round of the paper's title figure, 90 %
 PAPER_NAMES = {"dense": "PromptIR"}
@@ -314,6 +315,8 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
     sentences += [_emptied(ended[ended.method == method], method) for method in lotteries]
     sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
     sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
+    sentences += [_end(scores[(scores.setting == setting) & (scores.method == method)], method) for method in lotteries]
+    sentences += [_scatter(own[own.method == method], method) for method in lotteries]
     if len(lotteries) == 2:
         sentences.append(_above(own))
     return sentences
@@ -345,7 +348,9 @@ def _close(own: pd.DataFrame, method: str, margin: float) -> str:
         text = f"{name} is never more than {margin:g} dB below its dense network, up to its last round, {last}{at}"
     else:
         text = f"{name} stays within {margin:g} dB of its dense network, or above, up to round {last}{at}"
-    text += f", and is within that margin again in {_rounds(again)}" if again else ""
+    if again:
+        only = "only in" if last is None else "again in"
+        text += f"; it is within {margin:g} dB of it, or above, {only} {_rounds(again)}"
     if delta.shape[1] == 1:
         return f"{text}; seed {delta.columns[0]} alone."
     each = [(seed, analysis.within_margin(delta[seed], margin)[0]) for seed in delta.columns]
@@ -402,12 +407,34 @@ def _identity(ended: pd.DataFrame, method: str) -> str:
     return f"{method}: the network is the identity ({rule}) {'; '.join(parts)}{never}."
 
 
+def _end(own: pd.DataFrame, method: str) -> str:
+    """How far above its input the last round is, family by family."""
+    last = own[(own["round"] == own["round"].max()) & own.task.isin([*analysis.FAMILIES, "mean"])]
+    gains = (last.psnr - last.input_psnr).groupby(last.task, sort=False).mean().drop("mean", errors="ignore")
+    parts = [f"{task} {_signed(gain)} dB" for task, gain in gains.items()]
+    return f"{method}: in its last round, {own['round'].max()}, it scores, against its input, {', '.join(parts)}."
+
+
+def _scatter(own: pd.DataFrame, method: str) -> str:
+    """How much the score moves from one round to the next: what a difference between two points has to exceed."""
+    wide = own.pivot(index="round", columns="seed", values="psnr").sort_index()
+    steps = wide.diff().abs().stack()
+    if steps.empty:
+        return f"{method} has no round after the dense one."
+    return (
+        f"{method}: from one round to the next its score on the mean of the families moves by {steps.median():.2f} dB "
+        f"in the median, {steps.max():.2f} dB at most; smaller differences between two points mean little."
+    )
+
+
 def _scale(sizes: pd.DataFrame, method: str) -> str:
     """Whether the size of the initial weights decides which layers empty."""
     last = sizes[sizes["round"] == sizes["round"].max()]
     values = last.rank_correlation.dropna()
-    if values.empty:
-        return f"{method}: all layers are equally dense; the size of their initial weights decides nothing."
+    if values.empty or (last.spread < EQUAL).all():
+        return (
+            f"{method}: but for rounding, layers are equally dense; the size of their initial weights decides nothing."
+        )
     shown = ", ".join(f"{row.rank_correlation:+.2f} with seed {row.seed}" for row in last.dropna().itertuples())
     return (
         f"{method}: over {last.layers.iloc[0]} layers in round {last['round'].iloc[0]}, the rank correlation of "
@@ -425,15 +452,18 @@ def _above(own: pd.DataFrame) -> str:
     since, above = analysis.stays_above(mean)
     last, seeds = int(mean.index.max()), difference.shape[1]
     who = f"seed {difference.columns[0]} alone" if seeds == 1 else f"mean of {seeds} seeds"
+    count = f"it is above in {len(above)} of {len(mean)} rounds, {_signed(mean.mean())} dB on average"
     if since is not None:
         part = mean.loc[since:]
         gap = f"by {part.min():.2f} to {part.max():.2f} dB" if len(part) > 1 else f"by {part.min():.2f} dB"
         who = f"on the mean of the families, {gap} ({who})"
-        return f"From round {since} on, to the last common one, {last}, MIR-L-G is above MIR-L-LW {who}."
+        return (
+            f"From round {since} on, to the last common one, {last}, MIR-L-G is above MIR-L-LW {who}; in all, {count}."
+        )
     some = f"it is above in {_rounds(above)} only" if above else "it is above in no round"
     return (
         f"There is no round from which on MIR-L-G stays above MIR-L-LW on the mean of the families: {some}; "
-        f"in the last common one, {last}, the difference is {_signed(mean[last])} dB ({who})."
+        f"in the last common one, {last}, the difference is {_signed(mean[last])} dB ({who}); in all, {count}."
     )
 
 

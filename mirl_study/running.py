@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from mirl_study import data
 from mirl_study.settings import Settings, SettingsError, load_settings, nearest
 from mirl_study.store import project_root, results_root
 
@@ -99,7 +100,7 @@ def cast(name: str, text: str, like: Any) -> Any:
 def settings_and_overrides(
     profile: str, given: Iterable[tuple[str, str]], **values: Any
 ) -> tuple[Settings, dict[str, Any]]:
-    """Casts and validates overrides of a profile that came as text.
+    """Casts and validates overrides of a profile that came as text, and looks whether the images fit them.
 
     Args:
         profile: name of the profile.
@@ -115,7 +116,9 @@ def settings_and_overrides(
     base, overrides = load_settings(profile), {}
     for name, text in given:
         overrides[name] = cast(name, text, getattr(base, name, ""))
-    return load_settings(profile, **{**values, **overrides}), overrides
+    settings = load_settings(profile, **{**values, **overrides})
+    data.check(settings, project_root())
+    return settings, overrides
 
 
 def check_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -86,24 +86,33 @@ class Run:
             SettingsError: showing what differs.
         """
         wanted = {**self.settings.deciding(self.method), "data_fingerprint": fingerprint}
-        path = self.folder / "run.json"
-        if path.is_file():
-            found = json.loads(path.read_text())["settings"]
-            keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            if keys:
-                changes = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys)
-                raise SettingsError(
-                    f"{self.folder} holds a run with other settings ({changes}); "
-                    "give another results folder, or remove it"
-                )
+        if self.belongs(wanted):
             return
-        run = {
-            "method": self.method,
-            "profile": self.settings.profile,
-            "key": self.settings.key(self.method),
-            "settings": wanted,
-        }
-        write_json(path, {**run, **provenance(device)})
+        run = {"method": self.method, "profile": self.settings.profile, "key": self.settings.key(self.method)}
+        write_json(self.folder / "run.json", {**run, "settings": wanted, **provenance(device)})
+
+    def belongs(self, wanted: dict[str, Any] | None = None) -> bool:
+        """Whether the folder holds a run already, which must be of the same settings.
+
+        Args:
+            wanted: what ``run.json`` must say; the settings that decide, whatever the data, if not given.
+
+        Raises:
+            SettingsError: showing what differs.
+        """
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return False
+        found = json.loads(path.read_text())["settings"]
+        if wanted is None:
+            wanted = {**self.settings.deciding(self.method), "data_fingerprint": found["data_fingerprint"]}
+        keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if keys:
+            changes = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys)
+            raise SettingsError(
+                f"{self.folder} holds a run with other settings ({changes}); give another results folder, or remove it"
+            )
+        return True
 
     def finished(self, index: int) -> bool:
         """Whether a round is complete: its ``round.json`` is written last."""

@@ -19,8 +19,8 @@ import psutil
 from tqdm import tqdm
 
 from mirl_study.running import STUDY_PID
-from mirl_study.settings import METHODS, ONE_SHOT, Settings
-from mirl_study.store import project_root, results_root
+from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, Settings
+from mirl_study.store import Run, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
@@ -90,6 +90,23 @@ def plan(settings: Settings, seeds: Sequence[int], results: Path | str | None = 
         for method in METHODS
         for seed in seeds
     ]
+
+
+def check_folders(settings: Settings, seeds: Sequence[int], results: Path | str | None = None) -> None:
+    """Checks that the runs that are there already were made with these settings.
+
+    Args:
+        settings: of the study; its scope and seed do not matter.
+        seeds: of the chains.
+        results: root of all results.
+
+    Raises:
+        SettingsError: showing what differs, for the first run that was made otherwise.
+    """
+    for seed in seeds:
+        for method in METHODS:
+            own = settings.replace(seed=seed, scope=LOTTERY.get(method, settings.scope))
+            Run(own, method, results).belongs()
 
 
 @dataclass

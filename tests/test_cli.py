@@ -68,6 +68,8 @@ BAD_RUNS = {
     "unknown profile": (("-p", "profile", "lapto"), ("profile='lapto'", "did you mean 'laptop'")),
     "unknown setting of tasks": (("-p", "setting", "deran"), ("setting='deran'", "did you mean 'derain'")),
     "unknown scope": (("-p", "scope", "globl"), ("scope='globl'", "did you mean 'global'")),
+    "patch larger than an image": (("-p", "patch_size", "4000"), ("patch_size=4000", "larger than image", "at most")),
+    "data that are not there": (("-p", "data", "nowhere"), ("data='nowhere'", "manifest.csv")),
     "unknown network": (("-p", "network", "nanno"), ("'nanno'", "did you mean 'nano'")),
     "unknown network field": (("-p", "network", "{dimm: 8}"), ("'dimm'", "did you mean 'dim'")),
     "output that is no notebook": (("--output", "out.html"), ("output='out.html'", ".ipynb")),
@@ -412,3 +414,14 @@ def test_a_stopped_study_leaves_no_process_and_the_next_start_needs_no_help(how,
         second = start_study(results, standins)
         _, err = second.communicate(timeout=300)
         assert second.returncode == 0, err
+
+
+def test_a_study_with_other_settings_than_finished_runs_is_refused(smoke_results, capsys):
+    before = everything_below(smoke_results)
+    for more in ((), ("--dry-run",)):
+        words = ("study", "--profile", "smoke", "--results", smoke_results, "-p", "steps", "7", *more)
+        code, out, err = mirl(capsys, *words)
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert "steps: 6 there, 7 asked" in err
+    assert mirl(capsys, "study", "--profile", "smoke", "--results", smoke_results, "--dry-run")[0] == 0
+    assert everything_below(smoke_results) == before

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl_study.criteria import magnitude, prune, random
+from mirl_study.criteria import magnitude, prune, random, stream
 from mirl_study.masks import Mask
 from mirl_study.network import build_network
 from mirl_study.settings import SettingsError
@@ -114,3 +114,14 @@ def test_sizes_beyond_torch_quantile():
     size = 2**24 + 7
     after = prune(full(size), {"0": torch.arange(size, 0, -1).float()}, 0.2)
     assert after.kept == size - round(0.2 * size)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_random_scores_know_nothing_of_the_initialisation(seed):
+    """The same seed drives both; a shared stream of numbers would make random pruning a cut by initial value."""
+    network = build_network("nano", seed)
+    mask = Mask.dense(network)
+    scores = random(network, mask, stream(seed))
+    for name in (name for name in mask if mask[name].numel() >= 1000):
+        pair = torch.stack((scores[name].flatten(), network.get_parameter(name).detach().flatten()))
+        assert torch.corrcoef(pair)[0, 1].abs() < 0.15, name
