@@ -1,5 +1,6 @@
 """The command line: mistakes are one line, before any work; notebooks run in this interpreter; studies go on."""
 
+import functools
 import json
 import os
 import signal
@@ -346,7 +347,9 @@ def start_study(results: Path, notebooks: Path, *words: str) -> psutil.Popen:
     command = [sys.executable, "-m", "mirl_study.cli", "study", "--profile", "smoke", "--results", str(results)]
     command += ["--cores", "2", "--notebooks", str(notebooks), *words]
     pipe = subprocess.PIPE
-    return psutil.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    # a shell that starts the tests in the background makes them, and all that they start, deaf to SIGINT
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return psutil.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=hear)
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
