@@ -13,7 +13,7 @@ import torch
 from mirl_study import criteria, evaluation, store
 from mirl_study.data import Bank, load_bank
 from mirl_study.masks import Mask
-from mirl_study.network import PromptIR, build_network, fingerprint
+from mirl_study.network import PromptIR, build_network, describe, fingerprint
 from mirl_study.progress import Progress
 from mirl_study.settings import ONE_SHOT, Settings, choose
 from mirl_study.store import Run
@@ -205,7 +205,8 @@ def next_mask(mask: Mask, network: PromptIR, settings: Settings) -> Mask:
             output_rate``.
     """
     scores = criteria.CRITERIA[settings.criterion](network, mask, criteria.stream(settings.seed))
-    rates = {"output.weight": settings.rate * settings.output_rate}
+    table = describe(network)
+    rates = dict.fromkeys(table.name[table.kind == "output"], settings.rate * settings.output_rate)
     return criteria.prune(mask, scores, settings.rate, settings.scope, rates)
 
 

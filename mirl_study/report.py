@@ -409,8 +409,8 @@ def _identity(ended: pd.DataFrame, method: str) -> str:
 
 def _end(own: pd.DataFrame, method: str) -> str:
     """How far above its input the last round is, family by family."""
-    last = own[(own["round"] == own["round"].max()) & own.task.isin([*analysis.FAMILIES, "mean"])]
-    gains = (last.psnr - last.input_psnr).groupby(last.task, sort=False).mean().drop("mean", errors="ignore")
+    last = own[(own["round"] == own["round"].max()) & own.task.isin(analysis.FAMILIES)]
+    gains = (last.psnr - last.input_psnr).groupby(last.task, sort=False).mean()
     parts = [f"{task} {_signed(gain)} dB" for task, gain in gains.items()]
     return f"{method}: in its last round, {own['round'].max()}, it scores, against its input, {', '.join(parts)}."
 
