@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirl_study import evaluation
 from mirl_study.data import Bank
-from mirl_study.lottery import default_device, load_round
+from mirl_study.lottery import default_device, dense_mask, load_round
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
 from mirl_study.settings import (
@@ -22,12 +22,11 @@ from mirl_study.settings import (
     SETTINGS,
     TASKS,
     NetworkSettings,
-    Settings,
     SettingsError,
     choose,
-    load_settings,
     nearest,
     profiles,
+    read_settings,
 )
 from mirl_study.store import Run, results_root
 
@@ -107,13 +106,15 @@ def find(found: pd.DataFrame, setting: str, method: str, seed: int | None = None
 def open_run(folder: Path) -> Run:
     """Returns the run of a folder, with the settings that it was made with."""
     facts = read_json(folder / "run.json")
-    fields = {name: value for name, value in facts["settings"].items() if name in Settings.field_names()}
-    return Run(load_settings(facts["profile"], **fields), facts["method"], folder.resolve().parents[3])
+    settings = read_settings({"profile": facts["profile"], **facts["settings"]})
+    control = facts.get("control")
+    return Run(settings, facts["method"], folder.resolve().parents[4 if control else 3], control)
 
 
 def dense_folder(folder: Path) -> Path:
     """Returns the folder of the dense run that a run started from: same setting, same seed."""
-    return folder.parents[1] / "dense" / folder.name
+    setting = folder.parents[2 if folder.parents[1].name == "controls" else 1]
+    return setting / "dense" / folder.name
 
 
 def scores(found: pd.DataFrame) -> pd.DataFrame:
@@ -191,9 +192,10 @@ def load_masks(folder: Path) -> dict[int, Mask]:
     Raises:
         ValueError: naming the file, if one is damaged.
     """
-    folders = [dense_folder(folder)] if folder.parent.name in LOTTERY else []
-    paths = [path for place in [*folders, folder] for path in sorted(place.glob("round*/round.json"))]
-    return {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
+    run = open_run(folder)
+    begin = {0: dense_mask(run.settings)} if run.method in LOTTERY else {}
+    paths = sorted(folder.glob("round*/round.json"))
+    return begin | {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
 
 
 def kinds(network: NetworkSettings) -> dict[str, str]:

@@ -1,37 +1,167 @@
 """Scores of weights, and the step from scores to a mask with an exact count."""
 
+import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirl_study.masks import Mask
+from mirl_study.network import FeedForward
 from mirl_study.settings import SCOPES, choose
 
-
-def magnitude(network: nn.Module, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """Scores each prunable weight by its absolute value (Han et al., 2015)."""
-    return {name: network.get_parameter(name).detach().abs().cpu() for name in mask}
-
-
-def random(network: nn.Module, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
-    """Scores each prunable weight uniformly at random."""
-    return {name: torch.rand(mask[name].shape, generator=generator) for name in mask}
+Scores = dict[str, Tensor]
+SYNFLOW_IMAGE = 32  # pixels; the flow does not depend on what is in the image, only on the paths through the network
+TINY = 1e-30  # keeps the derivative of a square root finite where nothing flows
 
 
-def stream(seed: int) -> torch.Generator:
-    """Returns the random numbers that criteria draw from for a seed.
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at.
+
+    Attributes:
+        network: as the round left it, or at initialisation.
+        mask: under which it was trained; everything outside it is zero.
+        generator: random numbers of this criterion, see ``stream``.
+        start: values by name that the round started from.
+        batches: (degraded, target) patches on the network's device, for criteria that look at data.
+    """
+
+    network: nn.Module
+    mask: Mask
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    start: Mapping[str, Tensor] | None = None
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def weights(self) -> Scores:
+        """The prunable weights by name."""
+        return {name: self.network.get_parameter(name) for name in self.mask}
+
+
+def magnitude(evidence: Evidence) -> Scores:
+    """Scores by absolute value (Han et al., 2015)."""
+    return {name: weight.detach().abs() for name, weight in evidence.weights().items()}
+
+
+def random(evidence: Evidence) -> Scores:
+    """Scores uniformly at random."""
+    return {name: torch.rand(keep.shape, generator=evidence.generator) for name, keep in evidence.mask.items()}
+
+
+def movement(evidence: Evidence) -> Scores:
+    """Scores by how far a weight moved away from zero (Sanh et al., 2020).
+
+    There, minus weight times gradient is added up over the steps. With the step itself in place of the gradient the
+    sum is half of w_end^2 - w_start^2, which needs no record of the steps.
+    """
+    if evidence.start is None:
+        raise ValueError("movement needs the values that the round started from")
+    return {
+        name: weight.detach().cpu() ** 2 - evidence.start[name].detach().cpu() ** 2
+        for name, weight in evidence.weights().items()
+    }
+
+
+def snip(evidence: Evidence) -> Scores:
+    """Scores by |weight x gradient|: what the loss would change if the weight left (Lee et al., 2019)."""
+    gradients = _gradients(evidence)
+    return {name: (weight * gradients[name]).detach().abs() for name, weight in evidence.weights().items()}
+
+
+def grasp(evidence: Evidence) -> Scores:
+    """Scores by weight x (Hessian x gradient): high where removal would weaken the gradient (Wang et al., 2020)."""
+    gradients = {name: gradient.detach() for name, gradient in _gradients(evidence).items()}
+    total = dict.fromkeys(gradients, 0.0)
+    names, weights = list(gradients), [evidence.network.get_parameter(name) for name in gradients]
+    for loss in _losses(evidence):
+        own = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        flow = sum((a * gradients[name]).sum() for name, a in zip(names, own, strict=True))
+        for name, part in zip(names, torch.autograd.grad(flow, weights, materialize_grads=True), strict=True):
+            total[name] = total[name] + part / len(evidence.batches)
+    return {name: (weight * total[name]).detach() for name, weight in evidence.weights().items()}
+
+
+def synflow(evidence: Evidence) -> Scores:
+    """Scores by the synaptic flow through a weight: no data, only paths (Tanaka et al., 2020).
+
+    The flow is the sum of the output for an image of ones, with all parameters positive. It must be homogeneous in
+    each layer's weights, so LayerNorm keeps only its gain, and the gate of the feed-forward part is the geometric mean
+    of its two halves, which still is zero as soon as one half is. Computed in float64.
+    """
+    network = copy.deepcopy(evidence.network).double()
+    hooks = [
+        module.register_forward_hook(_homogeneous)
+        for module in network.modules()
+        if isinstance(module, nn.LayerNorm | FeedForward)
+    ]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    device = next(network.parameters()).device
+    flow = network(torch.ones(1, 3, SYNFLOW_IMAGE, SYNFLOW_IMAGE, dtype=torch.float64, device=device)).sum()
+    weights = [network.get_parameter(name) for name in evidence.mask]
+    gradients = torch.autograd.grad(flow, weights, materialize_grads=True)
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: (weight * gradient).detach()
+        for name, weight, gradient in zip(evidence.mask, weights, gradients, strict=True)
+    }
+
+
+def _homogeneous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """What a part of the network gives in place of its output while synaptic flow is measured."""
+    (x,) = inputs
+    if isinstance(module, nn.LayerNorm):
+        return x * module.weight
+    gate, value = module.dwconv(module.project_in(x)).chunk(2, dim=-1)
+    return module.project_out((gate * value).clamp_min(TINY).sqrt())
+
+
+def _losses(evidence: Evidence) -> Iterator[Tensor]:
+    if not evidence.batches:
+        raise ValueError("this criterion looks at data: give it batches")
+    for degraded, target in evidence.batches:
+        yield F.l1_loss(evidence.network(degraded), target)
+
+
+def _gradients(evidence: Evidence) -> Scores:
+    """The mean gradient of the prunable weights over the batches; zero where none reaches them."""
+    weights = list(evidence.weights().values())
+    total = [torch.zeros_like(weight) for weight in weights]
+    for loss in _losses(evidence):
+        torch._foreach_add_(total, torch.autograd.grad(loss, weights, materialize_grads=True))
+    torch._foreach_div_(total, len(evidence.batches))
+    return dict(zip(evidence.mask, total, strict=True))
+
+
+def stream(seed: int, use: str = "criterion") -> torch.Generator:
+    """Returns random numbers for one use and seed.
 
     They are not those of ``manual_seed(seed)``: the initialisation has consumed these, and a random score that replays
     them would prune by initial value.
+
+    Args:
+        seed: of the run.
+        use: what for; another use has other numbers.
     """
-    digest = hashlib.sha256(f"criterion/{seed}".encode()).digest()
+    digest = hashlib.sha256(f"{use}/{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-CRITERIA = {"magnitude": magnitude, "random": random}
+Criterion = Callable[[Evidence], Scores]
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "movement": movement,
+    "snip": snip,
+    "grasp": grasp,
+    "synflow": synflow,
+}
 
 
 def prune(
@@ -40,11 +170,9 @@ def prune(
     rate: float,
     scope: str = "global",
     rates: Mapping[str, float] | None = None,
+    count: str = "exact",
 ) -> Mask:
     """Removes the lowest scores among the weights that are still kept.
-
-    From each pool of n survivors exactly round(rate n) leave, halves rounded up. Ties leave in the order of the
-    flattened index.
 
     Args:
         mask: the present mask.
@@ -52,15 +180,20 @@ def prune(
         rate: fraction of the survivors to remove, in [0, 1].
         scope: ``global``: all tensors are one pool; ``layerwise``: each tensor is its own.
         rates: other rates for single tensors; layer-wise only.
+        count: ``exact``: from each pool of n survivors exactly round(rate n) leave, halves rounded up, ties in the
+            order of the flattened index. ``percentile``: those strictly below the rate's percentile leave, linearly
+            interpolated as numpy does by default; about one more of each pool than exact, and the count is off by
+            ties.
 
     Returns:
         A new mask, nested in the old one.
 
     Raises:
-        SettingsError: for an unknown scope.
+        SettingsError: for an unknown scope or count.
         ValueError: for a rate outside [0, 1], scores of another shape, or a score that is not a number.
     """
     choose("scope", scope, SCOPES)
+    choose("count", count, ("exact", "percentile"))
     pools = [list(mask)] if scope == "global" else [[name] for name in mask]
     pruned = {}
     for pool in pools:
@@ -73,21 +206,37 @@ def prune(
                 raise ValueError(
                     f"scores of {name} have shape {tuple(scores[name].shape)}, {tuple(mask[name].shape)} is wanted"
                 )
-        survivors = torch.cat([scores[name][mask[name]] for name in pool])
-        stays = _without_lowest(survivors, int(pool_rate * survivors.numel() + 0.5))
+        survivors = torch.cat([scores[name].cpu()[mask[name]] for name in pool])
+        if torch.isnan(survivors).any():
+            raise ValueError("a score is not a number: the network it came from has diverged")
+        stays = (_without_lowest if count == "exact" else _from_percentile)(survivors, pool_rate)
         for name, part in zip(pool, stays.split([int(mask[name].sum()) for name in pool]), strict=True):
             pruned[name] = torch.zeros_like(mask[name]).masked_scatter_(mask[name], part)
     return Mask(pruned)
 
 
-def _without_lowest(scores: Tensor, count: int) -> Tensor:
-    """Returns a boolean (n,): False for exactly ``count`` of the lowest ``scores``, the first ones among equals."""
-    if torch.isnan(scores).any():
-        raise ValueError("a score is not a number: the network it came from has diverged")
+def _without_lowest(scores: Tensor, rate: float) -> Tensor:
+    """Returns a boolean (n,): False for exactly round(rate n) of the lowest scores, the first ones among equals."""
+    count = int(rate * scores.numel() + 0.5)
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = float(np.partition(scores.numpy(), count - 1)[count - 1])
+    threshold = _order_statistic(scores, count - 1)
     stays = scores > threshold
     ties = (scores == threshold).nonzero().squeeze(1)
     stays[ties[count - int((scores < threshold).sum()) :]] = True
     return stays
+
+
+def _from_percentile(scores: Tensor, rate: float) -> Tensor:
+    """Returns a boolean (n,): True from the percentile on.
+
+    A percentile between two neighbours in order separates them; so what lies below it is what lies below the upper one.
+    """
+    if not scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    return scores >= _order_statistic(scores, int(np.ceil(rate * (scores.numel() - 1))))
+
+
+def _order_statistic(scores: Tensor, place: int) -> float:
+    """Returns the score at a place (from 0) in ascending order."""
+    return float(np.partition(scores.numpy(), place)[place])

@@ -50,7 +50,7 @@ class Bank:
         shapes: (height, width) of each image.
         starts: where each image begins in ``pixels``.
         rows: what there is to restore, by family of tasks (``denoise``, ``derain``, ``dehaze``).
-        noise_rounding: see Settings.
+        noise_rounding, augmentation: see Settings.
     """
 
     pixels: Tensor
@@ -58,6 +58,7 @@ class Bank:
     starts: tuple[int, ...]
     rows: Rows
     noise_rounding: str
+    augmentation: str = "flips"
 
     def image(self, index: int) -> Tensor:
         """Returns image ``index`` as a uint8 view, (H, W, 3)."""
@@ -92,12 +93,17 @@ class Bank:
             row = self.rows[family][rng.integers(len(self.rows[family]))]
             height, width = self.shapes[row.target]
             top, left = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
-            flips = [axis for axis in (0, 1) if rng.integers(2)]
+            if self.augmentation == "flips":
+                turns, flips = 0, [axis for axis in (0, 1) if rng.integers(2)]
+            else:  # the symmetries of a square but for the one that changes nothing
+                turns, flip = divmod(int(rng.integers(1, 8)), 2)
+                flips = [0] * flip
             for place_in_bank, patches in (
                 (row.target if row.degraded is None else row.degraded, degraded),
                 (row.target, target),
             ):
-                patches.append(self.image(place_in_bank)[top : top + patch, left : left + patch].flip(flips))
+                cut = self.image(place_in_bank)[top : top + patch, left : left + patch].flip(flips)
+                patches.append(cut.rot90(turns) if turns else cut)
             sigmas.append(SIGMAS[turn % len(SIGMAS)] if family == "denoise" else 0)
         images, clean = (torch.stack(patches).permute(0, 3, 1, 2).float() / 255 for patches in (degraded, target))
         noisy = torch.tensor([sigma > 0 for sigma in sigmas], device=images.device)
@@ -165,6 +171,9 @@ def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list
     """Reads the manifest and the headers of one split's images; returns paths, (height, width) of each, and rows."""
     folder = data_folder(settings, root)
     manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    if settings.drop_overlap and "background" in manifest:
+        tested = manifest[manifest.split == "test"].background
+        manifest = manifest[(manifest.split == "test") | ~manifest.background.isin(tested[tested != ""])]
     manifest = manifest[manifest.split == split]
     families = ("denoise", "derain", "dehaze") if settings.setting == "all_in_one" else (settings.setting,)
     places: dict[str, int] = {}
@@ -237,4 +246,11 @@ def load_bank(settings: Settings, split: str, root: Path, device: torch.device |
             images.append(np.asarray(image))
     starts = np.cumsum([0, *(image.size for image in images)])[:-1]
     pixels = torch.from_numpy(np.concatenate([image.ravel() for image in images])).to(device)
-    return Bank(pixels, tuple(shapes), tuple(int(start) for start in starts), rows, settings.noise_rounding)
+    return Bank(
+        pixels,
+        tuple(shapes),
+        tuple(int(start) for start in starts),
+        rows,
+        settings.noise_rounding,
+        settings.augmentation,
+    )

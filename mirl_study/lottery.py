@@ -19,6 +19,15 @@ from mirl_study.settings import ONE_SHOT, Settings, choose
 from mirl_study.store import Run
 from mirl_study.training import train
 
+REWIND_POINT = "rewind.safetensors"
+CARRIED = "round{:02d}/carried.safetensors"
+NOT_REWOUND = (
+    "prompt",
+    "temperature",
+)  # kinds whose names hold neither `weight` nor `bias`: the released code skips them
+LOOK_AT_DATA = ("snip", "grasp")
+CRITERION_BATCHES = 4
+
 
 @dataclass(frozen=True)
 class Round:
@@ -49,14 +58,16 @@ class Round:
         return self.metrics.groupby("task", sort=False)[["psnr", "ssim", "input_psnr", "input_ssim"]].mean()
 
     def network(self, trained: bool = True) -> PromptIR:
-        """Returns the sparse network, trained, or rewound to its initialisation.
+        """Returns the sparse network, trained, or as its round started.
 
         Raises:
-            FileNotFoundError: if the trained weights of this round were not kept.
+            FileNotFoundError: if the trained weights of this round, or what it started from, were not kept.
         """
-        network = build_network(self.run.settings.network, self.run.settings.seed)
         if trained:
+            network = build_network(self.run.settings.network, self.run.settings.seed)
             self.run.load_weights(self.index, network)
+        else:
+            network = rewound(self.run, self.index)
         self.mask.apply_(dict(network.named_parameters()))
         return network
 
@@ -111,9 +122,13 @@ def dense_round(
 
 
 def rounds(
-    settings: Settings, results: Path | str | None = None, device: torch.device | str | None = None, show: bool = True
+    settings: Settings,
+    results: Path | str | None = None,
+    device: torch.device | str | None = None,
+    show: bool = True,
+    control: str | None = None,
 ) -> Iterator[Round]:
-    """Plays the lottery of Algorithm 1, a round at a time: train, score, prune an exact count, rewind.
+    """Plays the lottery of Algorithm 1, a round at a time: train, score, prune, rewind.
 
     Finished rounds are read, not run again; the generator can be left after any round and taken up later.
 
@@ -122,6 +137,7 @@ def rounds(
         results: root of all results; the project's ``results/`` if not given.
         device: to train on; a GPU if there is one.
         show: whether to draw a progress bar.
+        control: name of a lottery with other settings than the study's, which is kept under ``controls/``.
 
     Yields:
         Round 0 (dense) to round ``settings.rounds``.
@@ -133,25 +149,59 @@ def rounds(
     bench = Bench.load(settings, device)
     last = _dense_round(settings, results, bench, show)
     yield last
-    run = Run(settings, settings.method(), results)
+    run = Run(settings, settings.method(), results, control)
     run.claim(bench.fingerprint, bench.device)
     finished = sum(run.finished(index) for index in range(1, settings.rounds + 1))
     show = show and finished < settings.rounds
-    progress = Progress(run, settings.rounds, settings.rounds * settings.steps, finished * settings.steps, show)
+    steps = settings.steps - settings.rewind_step
+    progress = Progress(run, settings.rounds, settings.rounds * steps, finished * steps, show)
+    _keep_rewind_point(run, bench)
     for index in range(1, settings.rounds + 1):
         if not run.finished(index):
-            mask = run.load_mask(index) or next_mask(last.mask, last.network(), settings)
-            network = build_network(settings.network, settings.seed)  # the rewind: everything is as it was at step 0
-            record = _train_and_score(run, index, mask, network, bench, progress, steps=settings.steps)
+            mask = run.load_mask(index) or _hand_over(last, last.network().to(bench.device), run, bench)
+            network = rewound(run, index)
+            record = _train_and_score(run, index, mask, network, bench, progress, first=settings.rewind_step)
             if index == settings.rounds or index in settings.keep_weights:
                 run.save_weights(index, network)
             if index < settings.rounds:
-                run.save_mask(index + 1, next_mask(mask, network, settings))
+                _hand_over(Round(run, index, mask, *record[:2]), network, run, bench)
             run.finish(index, *record)  # last: a round counts as finished when the next one can begin
         last = load_round(run, index)
         yield last
     progress.close()
     store.write_summary(run.folder)
+
+
+def rewound(run: Run, index: int) -> PromptIR:
+    """Returns the network as a round starts: everything at the rewind point, but for what the protocol carries over."""
+    network = build_network(run.settings.network, run.settings.seed)
+    if index and run.settings.rewind_step:
+        run.load_tensors(REWIND_POINT, network)
+    if index and run.settings.rewind != "all":
+        run.load_tensors(CARRIED.format(index), network)
+    return network
+
+
+def _keep_rewind_point(run: Run, bench: Bench) -> None:
+    """Writes the state that a late rewind goes back to: that of the dense round after so many of its steps."""
+    settings = run.settings
+    if not settings.rewind_step or (run.folder / REWIND_POINT).is_file():
+        return
+    network = build_network(settings.network, settings.seed).to(bench.device)
+    train(network, dense_mask(settings), bench.train, settings, stop=settings.rewind_step)
+    run.save_tensors(REWIND_POINT, dict(network.named_parameters()))
+
+
+def _hand_over(last: Round, network: PromptIR, run: Run, bench: Bench) -> Mask:
+    """Writes what the next round begins with: the values that are not rewound, then the mask, which is returned."""
+    settings, index = run.settings, last.index + 1
+    if settings.rewind != "all":
+        table = describe(network)
+        names = table.name if settings.rewind == "none" else table.name[table.kind.isin(NOT_REWOUND)]
+        run.save_tensors(CARRIED.format(index), {name: network.get_parameter(name) for name in names})
+    mask = next_mask(last.mask, network, settings, index, bench.train, last.network(trained=False))
+    run.save_mask(index, mask)
+    return mask
 
 
 def one_shot(
@@ -183,8 +233,8 @@ def one_shot(
         steps = max(1, round(settings.fine_tune * settings.steps))
         progress = Progress(run, 1, steps, show=show)
         network = dense.network()
-        scores = criteria.CRITERIA[criterion](network, dense.mask, criteria.stream(settings.seed))
-        mask = criteria.prune(dense.mask, scores, rate)
+        evidence = criteria.Evidence(network, dense.mask, criteria.stream(settings.seed))
+        mask = criteria.prune(dense.mask, criteria.CRITERIA[criterion](evidence), rate)
         record = _train_and_score(
             run, 1, mask, network, bench, progress, steps=steps, warmup=0, lr=settings.fine_tune_lr
         )
@@ -195,25 +245,55 @@ def one_shot(
     return load_round(run, 1)
 
 
-def next_mask(mask: Mask, network: PromptIR, settings: Settings) -> Mask:
-    """Returns the mask of the next round, from the network trained under the present one.
+def next_mask(
+    mask: Mask,
+    network: PromptIR,
+    settings: Settings,
+    index: int = 1,
+    bank: Bank | None = None,
+    start: PromptIR | None = None,
+) -> Mask:
+    """Returns the mask of a round, from the network trained under the mask of the one before.
 
     Args:
         mask: the present mask.
         network: trained under it.
-        settings: of the run: criterion, scope, rate; in layer-wise pruning the output layer is pruned at ``rate *
-            output_rate``.
+        settings: of the run: criterion, scope, count, rate or densities; in layer-wise pruning the output layer is
+            pruned at the rate times ``output_rate``.
+        index: of the round that the mask is for.
+        bank: training images, for criteria that look at data.
+        start: the network as the round before began, for criteria that look at that.
     """
-    scores = criteria.CRITERIA[settings.criterion](network, mask, criteria.stream(settings.seed))
-    table = describe(network)
-    rates = dict.fromkeys(table.name[table.kind == "output"], settings.rate * settings.output_rate)
-    return criteria.prune(mask, scores, settings.rate, settings.scope, rates)
+    evidence = criteria.Evidence(
+        network,
+        mask,
+        criteria.stream(settings.seed),
+        dict(start.named_parameters()) if start else None,
+        criterion_batches(bank, settings) if bank and settings.criterion in LOOK_AT_DATA else (),
+    )
+    table, rate = describe(network), settings.rate_of(index)
+    rates = dict.fromkeys(table.name[table.kind == "output"], rate * settings.output_rate)
+    scores = criteria.CRITERIA[settings.criterion](evidence)
+    return criteria.prune(mask, scores, rate, settings.scope, rates, settings.count)
+
+
+def criterion_batches(bank: Bank, settings: Settings) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns the batches that a criterion looks at; they are of a data order that no training uses."""
+    size, patch = settings.batch_size, settings.patch_size
+    return [bank.batch(size, patch, seed=settings.seed, order=2**32, step=step) for step in range(CRITERION_BATCHES)]
+
+
+def dense_mask(settings: Settings) -> Mask:
+    """Returns the mask of round 0, without a network's values."""
+    with torch.device("meta"):
+        network = PromptIR(settings.network)
+    return Mask.dense(network, norms=settings.prune_norms, unused=settings.prune_unused)
 
 
 def load_round(run: Run, index: int) -> Round:
     """Reads a finished round from its folder."""
     folder = run.round_folder(index)
-    mask = run.load_mask(index)
+    mask = run.load_mask(index) if index else dense_mask(run.settings)
     if mask is None:
         raise FileNotFoundError(f"{folder / 'mask.npz'} is missing")
     return Round(run, index, mask, pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "metrics.csv"))
@@ -225,8 +305,7 @@ def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, s
     if not run.finished(0):
         progress = Progress(run, 0, settings.steps, show=show)
         network = build_network(settings.network, settings.seed)
-        mask = Mask.dense(network, norms=settings.prune_norms, unused=settings.prune_unused)
-        record = _train_and_score(run, 0, mask, network, bench, progress, steps=settings.steps)
+        record = _train_and_score(run, 0, dense_mask(settings), network, bench, progress)
         run.save_weights(0, network)  # always: every method starts from them
         run.finish(0, *record)
         progress.close()
@@ -235,9 +314,10 @@ def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, s
 
 
 def _train_and_score(
-    run: Run, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, steps: int, **training: Any
+    run: Run, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, **training: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Trains ``network`` in place under ``mask``; returns the round's history, metrics and facts."""
+    steps = (training.get("steps") or run.settings.steps) - training.get("first", 0)
     run.save_mask(index, mask)
     progress.start(index, mask.density(), steps)
     initial = fingerprint(network)
@@ -249,7 +329,6 @@ def _train_and_score(
         bench.train,
         run.settings,
         validation=bench.validation,
-        steps=steps,
         on_step=progress.step,
         **training,
     )

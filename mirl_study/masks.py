@@ -1,5 +1,6 @@
 """Mask algebra: boolean tensors by parameter name, True = kept."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -84,6 +85,24 @@ class Mask(Mapping[str, Tensor]):
     def emptied(self) -> list[str]:
         """Names of tensors without a single kept weight, in the network's order."""
         return [name for name, tensor in self.items() if not tensor.any()]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of names, shapes and bits."""
+        digest = hashlib.sha256()
+        for name, tensor in self.items():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(np.packbits(tensor.cpu().numpy()).tobytes())
+        return digest.hexdigest()
+
+    def shuffled(self, generator: torch.Generator) -> "Mask":
+        """Returns a mask that keeps as many weights in each tensor, at places drawn at random."""
+        return Mask(
+            {
+                name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+                for name, tensor in self.items()
+            }
+        )
 
     def iou(self, other: "Mask") -> float:
         """Weights kept by both over weights kept by either; 1 if both are empty.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mirl_study import analysis, figures
 from mirl_study.analysis import IDENTITY, RUN, Restoration
 from mirl_study.data import load_bank
-from mirl_study.settings import LOTTERY, METHODS, SETTINGS, TASKS, SettingsError
+from mirl_study.settings import LOTTERY, METHODS, SETTINGS, TASKS, SettingsError, read_settings
 from mirl_study.store import project_root, results_root, write_csv
 
 MARGIN = 0.1  # dB
@@ -517,10 +517,13 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
         )
     seconds = 0.0
     for folder, record in zip(found.folder, records, strict=True):
+        settings = read_settings(record["settings"])
+        changed = ", ".join(f"{name} {_plain(value)}" for name, value in settings.departures().items())
+        note("protocol", f"{settings.protocol}{f', but for {changed}' if changed else ''}")
         for name, value in record["settings"].items():
             if name == "network":
                 note(name, ", ".join(f"{key} {_plain(item)}" for key, item in value.items()))
-            elif name not in ("setting", "scope", "seed", "data_fingerprint"):
+            elif name not in ("profile", "protocol", "setting", "scope", "seed", "rounds", "data_fingerprint"):
                 note(name.replace("_", " "), _plain(value))
         note("data fingerprint (SHA-256)", record["settings"].get("data_fingerprint", "unknown"))
         note("device", record["device"])

@@ -20,6 +20,36 @@ ONE_SHOT = {  # method: (criterion, fraction of the weights removed at once)
     "PIR-OSR-II": ("random", 0.7),
 }
 LOTTERY = {"MIR-L-LW": "layerwise", "MIR-L-G": "global"}
+CRITERIA = ("magnitude", "random", "movement", "snip", "grasp", "synflow")
+PROTOCOLS: dict[str, dict[str, Any]] = {  # where the paper, its released code and our recommendation differ
+    "paper": {
+        "weight_decay": 0.0,
+        "prune_norms": False,
+        "prune_unused": True,
+        "rewind": "all",
+        "augmentation": "flips",
+        "noise_rounding": "none",
+        "schedule": "epoch",
+        "lr_start": 1e-6,
+        "count": "exact",
+        "drop_overlap": False,
+    }
+}
+PROTOCOLS["released"] = PROTOCOLS["paper"] | {
+    "weight_decay": 0.01,
+    "prune_norms": True,
+    "rewind": "weights",
+    "augmentation": "dihedral",
+    "noise_rounding": "truncate",
+    "lr_start": 0.0,
+    "count": "percentile",
+}
+PROTOCOLS["sound"] = PROTOCOLS["paper"] | {
+    "prune_unused": False,
+    "noise_rounding": "round",
+    "schedule": "step",
+    "drop_overlap": True,
+}
 METHODS = ("dense", *ONE_SHOT, *LOTTERY)
 SIGMAS = (15, 25, 50)
 TASKS = {  # setting: the tasks that one image of it can suffer, grouped as the batches are balanced
@@ -63,9 +93,12 @@ def _check_types(settings: Any, prefix: str = "") -> None:
         if kind is tuple and isinstance(value, list):
             value = tuple(value)
         inner = get_args(hints[name])
+        if inner[:1] == (float,) and kind is tuple and isinstance(value, tuple):
+            value = tuple(float(item) if type(item) is int else item for item in value)
         ok = type(value) is kind and (not inner or all(type(item) is inner[0] for item in value))
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-        _require(ok, prefix + name, value, wanted.get(kind.__name__, "a list of whole numbers") + " is wanted")
+        listed = "a list of whole numbers" if inner[:1] == (int,) else "a list of numbers"
+        _require(ok, prefix + name, value, wanted.get(kind.__name__, listed) + " is wanted")
         object.__setattr__(settings, name, value)
 
 
@@ -131,6 +164,8 @@ class Settings:
 
     Attributes:
         profile: the named set that these settings started from.
+        protocol: ``paper``, ``released`` or ``sound``: the named set of points (see PROTOCOLS) that they started from;
+            each point is a setting of its own and can be changed alone.
         setting: ``all_in_one``, ``derain``, ``dehaze`` or ``denoise``.
         scope: where weights compete: in the whole network (``global``) or in each tensor (``layerwise``).
         seed: of the initialisation, the data order and random criteria.
@@ -140,13 +175,26 @@ class Settings:
         warmup_steps: of those, with a learning rate that rises linearly.
         batch_size, patch_size: patches a step, and their height and width in pixels (a multiple of 8).
         lr, lr_start, lr_min: peak, first and last learning rate.
+        schedule: whether the learning rate changes with each ``step`` or stays the same for an ``epoch``.
+        epochs: into how many epochs the schedule of a round divides.
+        weight_decay: decoupled, as in AdamW; 0 is Adam.
+        clip_norm: largest norm of the gradient of what is kept; 0 is no limit.
+        augmentation: ``flips`` (each of the two or not), or ``dihedral`` (one of the seven turns and flips that change
+            the patch).
         noise_rounding: what happens to a noisy image's grey levels: ``round``, ``truncate`` or ``none``.
         rounds: of pruning, after the dense round 0.
         rate: fraction of the remaining prunable weights that leaves in each round.
+        densities: of the rounds after the dense one, in place of ``rate`` and ``rounds``.
         output_rate: the output layer's rate as a multiple of ``rate``, in layer-wise pruning.
         criterion: the score by which weights leave.
+        count: ``exact`` removes exactly the count that the rate says; ``percentile`` what lies below the rate's
+            percentile, as the released code does.
+        rewind: what goes back to the rewind point after pruning: ``all``, ``weights`` (prompts and temperatures carry
+            their trained values over, as in the released code) or ``none`` (learning-rate rewinding).
+        rewind_step: the step of the dense round that is gone back to; 0 is the initialisation.
         prune_norms: whether LayerNorm gains are prunable.
         prune_unused: whether the unused convolutions are prunable.
+        drop_overlap: whether training images that show the background of a test image are left out.
         fine_tune: steps of a one-shot baseline's fine-tuning, as a fraction of ``steps``.
         fine_tune_lr: its peak learning rate (the paper does not state one).
         validate_every: steps between two looks at the validation patches.
@@ -154,6 +202,7 @@ class Settings:
     """
 
     profile: str = "laptop"
+    protocol: str = "sound"
     setting: str = "all_in_one"
     scope: str = "global"
     seed: int = 0
@@ -166,11 +215,21 @@ class Settings:
     lr: float = 2e-4
     lr_start: float = 1e-6
     lr_min: float = 1e-6
+    schedule: str = "step"
+    epochs: int = 120
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    augmentation: str = "flips"
     noise_rounding: str = "round"
+    drop_overlap: bool = True
     rounds: int = 15
     rate: float = 0.2
+    densities: tuple[float, ...] = ()
     output_rate: float = 0.5
     criterion: str = "magnitude"
+    count: str = "exact"
+    rewind: str = "all"
+    rewind_step: int = 0
     prune_norms: bool = False
     prune_unused: bool = False
     fine_tune: float = 0.05
@@ -182,16 +241,33 @@ class Settings:
         _check_types(self)
         choose("setting", self.setting, SETTINGS)
         choose("scope", self.scope, SCOPES)
-        choose("criterion", self.criterion, ("magnitude", "random"))
+        choose("protocol", self.protocol, PROTOCOLS)
+        choose("criterion", self.criterion, CRITERIA)
+        choose("count", self.count, ("exact", "percentile"))
+        choose("rewind", self.rewind, ("all", "weights", "none"))
+        choose("schedule", self.schedule, ("step", "epoch"))
+        choose("augmentation", self.augmentation, ("flips", "dihedral"))
         choose("noise_rounding", self.noise_rounding, ("round", "truncate", "none"))
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
-        for name in ("steps", "batch_size", "rounds", "validate_every"):
+        for name in ("steps", "batch_size", "rounds", "validate_every", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         warm = 0 <= self.warmup_steps < self.steps
         _require(warm, "warmup_steps", self.warmup_steps, f"0 to less than steps ({self.steps})")
         patch = self.patch_size >= 16 and self.patch_size % 8 == 0
         _require(patch, "patch_size", self.patch_size, "a multiple of 8, at least 16")
         _require(0 < self.rate < 1, "rate", self.rate, "more than 0 and less than 1")
+        falls = all(a > b > 0 for a, b in zip((1.0, *self.densities), self.densities, strict=False))
+        _require(falls, "densities", self.densities, "each less than the one before, between 0 and 1")
+        if self.densities:
+            object.__setattr__(self, "rounds", len(self.densities))
+        late = 0 <= self.rewind_step < self.steps
+        _require(late, "rewind_step", self.rewind_step, f"0 to less than steps ({self.steps})")
+        _require(
+            not self.rewind_step or self.rewind != "none", "rewind_step", self.rewind_step, "0 where rewind is 'none'"
+        )
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(0 <= value < float("inf"), name, value, "0 or more")
         _require(0 < self.output_rate <= 1, "output_rate", self.output_rate, "more than 0, at most 1")
         _require(0 < self.fine_tune <= 1, "fine_tune", self.fine_tune, "more than 0, at most 1")
         for name in ("lr", "fine_tune_lr"):
@@ -213,6 +289,21 @@ class Settings:
         """The paper's name for the lottery of this scope: MIR-L-G or MIR-L-LW."""
         return next(method for method, scope in LOTTERY.items() if scope == self.scope)
 
+    def rate_of(self, index: int) -> float:
+        """The fraction of the remaining prunable weights that leaves before round ``index`` (1 is the first)."""
+        if not self.densities:
+            return self.rate
+        before, after = (1.0, *self.densities)[index - 1 : index + 1]
+        return 1 - after / before
+
+    def departures(self) -> dict[str, Any]:
+        """The points of the protocol that were set otherwise."""
+        return {name: getattr(self, name) for name, v in PROTOCOLS[self.protocol].items() if getattr(self, name) != v}
+
+    def plain(self) -> dict[str, Any]:
+        """All settings in the types that JSON has."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def replace(self, **overrides: Any) -> "Settings":
         """Returns a copy with some settings changed, validated like ``load_settings``."""
         return _build(dataclasses.asdict(self), overrides)
@@ -220,21 +311,21 @@ class Settings:
     def deciding(self, method: str) -> dict[str, Any]:
         """The settings that can change the results of ``method``, in plain types.
 
-        What is left out may differ without a difference in the results: how many rounds follow, which weights are
-        kept, and, for the
-        dense network, how it will be pruned.
+        What is left out may differ without a difference in the results: names of profile and protocol, how many rounds
+        follow, which weights are kept, where the images lie (their fingerprint decides) and, for the dense network,
+        how it will be pruned.
         """
-        free = {"profile", "rounds", "keep_weights"}
-        pruning = {"scope", "rate", "output_rate", "criterion"}
+        free = {"profile", "protocol", "rounds", "keep_weights", "data", "drop_overlap"}
+        rounds = {"scope", "rate", "densities", "output_rate", "criterion", "count", "rewind", "rewind_step"}
+        prunable = {"prune_norms", "prune_unused"}
         tuning = {"fine_tune", "fine_tune_lr"}
         if choose("method", method, METHODS) in LOTTERY:
             free |= tuning
         elif method in ONE_SHOT:
-            free |= pruning
+            free |= rounds
         else:
-            free |= pruning | tuning
-        plain = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {name: value for name, value in plain.items() if name not in free}
+            free |= rounds | prunable | tuning
+        return {name: value for name, value in self.plain().items() if name not in free}
 
     def key(self, method: str) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON of ``deciding(method)``."""
@@ -263,7 +354,8 @@ def _build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Settings:
         if name not in Settings.field_names():
             known = ", ".join(Settings.field_names())
             raise SettingsError(f"unknown setting {name!r}{nearest(name, Settings.field_names())}; known are {known}")
-    values = {**base, **overrides}
+    points = PROTOCOLS[choose("protocol", overrides["protocol"], PROTOCOLS)] if "protocol" in overrides else {}
+    values = {**base, **points, **overrides}
     start = _network(base.get("network", "nano"), PRESETS["nano"])
     values["network"] = _network(values.get("network", start), start)
     return Settings(**values)
@@ -277,6 +369,8 @@ def profiles() -> tuple[str, ...]:
 
 def load_settings(profile: str = "laptop", **overrides: Any) -> Settings:
     """Reads a profile, changes what ``overrides`` names, and validates the whole.
+
+    A ``protocol`` sets its points; single ones can be set beside it.
 
     Args:
         profile: ``smoke``, ``laptop``, ``gpu`` or ``paper``.
@@ -292,4 +386,14 @@ def load_settings(profile: str = "laptop", **overrides: Any) -> Settings:
     text = (resources.files("mirl_study") / "profiles" / f"{profile}.yaml").read_text()
     if "profile" in overrides:
         raise SettingsError(f"profile={overrides['profile']!r} cannot be an override: it is the first argument")
-    return _build({"profile": profile, **(yaml.safe_load(text) or {})}, overrides)
+    values = yaml.safe_load(text) or {}
+    return _build({"profile": profile, **PROTOCOLS[values["protocol"]], **values}, overrides)
+
+
+def read_settings(values: Mapping[str, Any]) -> Settings:
+    """Returns settings from plain values, as ``run.json`` has them; a setting that is not there has its default.
+
+    Raises:
+        SettingsError: for a value that is not allowed.
+    """
+    return _build({}, {name: value for name, value in values.items() if name in Settings.field_names()})

@@ -5,7 +5,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -59,17 +59,28 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 class Run:
-    """One chain's folder, ``results/<profile>/<setting>/<method>/seed<k>/``.
+    """One chain's folder, ``results/<profile>/<setting>/<method>/seed<k>/``; a control's is under ``controls/``.
 
     Args:
         settings: of the run.
-        method: whose folder it is.
+        method: by whose rules it is played.
         results: root of all results.
+        control: name of a control or variant, which has a folder of its own.
+        about: what else decides the results of a control.
     """
 
-    def __init__(self, settings: Settings, method: str, results: Path | str | None = None) -> None:
-        self.settings, self.method = settings, method
-        self.folder = results_root(results) / settings.profile / settings.setting / method / f"seed{settings.seed}"
+    def __init__(
+        self,
+        settings: Settings,
+        method: str,
+        results: Path | str | None = None,
+        control: str | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.method, self.control, self.about = settings, method, control, about or {}
+        place = Path("controls") / control if control else Path(method)
+        self.root = results_root(results)
+        self.folder = self.root / settings.profile / settings.setting / place / f"seed{settings.seed}"
 
     def round_folder(self, index: int) -> Path:
         """Returns the folder of one round."""
@@ -85,11 +96,17 @@ class Run:
         Raises:
             SettingsError: showing what differs.
         """
-        wanted = {**self.settings.deciding(self.method), "data_fingerprint": fingerprint}
+        wanted = {**self._wanted(), "data_fingerprint": fingerprint}
         if self.belongs(wanted):
             return
         run = {"method": self.method, "profile": self.settings.profile, "key": self.settings.key(self.method)}
-        write_json(self.folder / "run.json", {**run, "settings": wanted, **provenance(device)})
+        run |= {"control": self.control} if self.control else {}
+        settings = {**self.settings.plain(), **wanted}
+        write_json(self.folder / "run.json", {**run, "settings": settings, **provenance(device)})
+
+    def _wanted(self) -> dict[str, Any]:
+        """All that decides the results, but for the images."""
+        return {**self.settings.deciding(self.method), **self.about}
 
     def belongs(self, wanted: dict[str, Any] | None = None) -> bool:
         """Whether the folder holds a run already, which must be of the same settings.
@@ -103,10 +120,10 @@ class Run:
         path = self.folder / "run.json"
         if not path.is_file():
             return False
-        found = json.loads(path.read_text())["settings"]
-        if wanted is None:
-            wanted = {**self.settings.deciding(self.method), "data_fingerprint": found["data_fingerprint"]}
-        keys = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        # A setting that is younger than the run had its default then.
+        found = {**Settings().plain(), **json.loads(path.read_text())["settings"]}
+        wanted = wanted or self._wanted()
+        keys = sorted(k for k in wanted if wanted[k] != found.get(k))
         if keys:
             changes = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys)
             raise SettingsError(
@@ -130,10 +147,23 @@ class Run:
 
     def save_weights(self, index: int, network: nn.Module) -> None:
         """Writes the network's weights as safetensors."""
-        with atomic(self.round_folder(index) / "weights.safetensors") as temporary:
-            safetensors.torch.save_file(
-                {n: p.detach().cpu().contiguous() for n, p in network.state_dict().items()}, temporary
-            )
+        self.save_tensors(f"round{index:02d}/weights.safetensors", network.state_dict())
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes tensors as safetensors.
+
+        Args:
+            name: of the file, in the run's folder.
+            tensors: by name.
+        """
+        with atomic(self.folder / name) as temporary:
+            safetensors.torch.save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
+
+    def load_tensors(self, name: str, network: nn.Module) -> None:
+        """Reads what ``save_tensors`` wrote into the network's parameters of the same names."""
+        with torch.no_grad():
+            for parameter, value in safetensors.torch.load_file(self.folder / name).items():
+                network.get_parameter(parameter).copy_(value)
 
     def load_weights(self, index: int, network: nn.Module) -> None:
         """Reads a round's trained weights into a network.

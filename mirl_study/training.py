@@ -20,7 +20,7 @@ class Diverged(RuntimeError):
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, start: float, floor: float) -> float:
-    """Linear warm-up, then a cosine (Algorithm 1, line 5, with t counted in steps).
+    """Linear warm-up, then a cosine (Algorithm 1, line 5; t may count steps or epochs).
 
     Args:
         step: 0 to ``steps`` - 1.
@@ -43,6 +43,8 @@ def train(
     steps: int | None = None,
     warmup: int | None = None,
     lr: float | None = None,
+    first: int = 0,
+    stop: int | None = None,
     order: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> pd.DataFrame:
@@ -54,7 +56,8 @@ def train(
         bank: training images.
         settings: of the run.
         validation: images for the validation loss, or None.
-        steps, warmup, lr: of this training, if not those of the settings.
+        steps, warmup, lr: of this training's schedule, if not those of the settings.
+        first, stop: the part of the schedule to train, in steps from 0; the whole if not given.
         order: which data order of the seed; the same for everything that is to be compared.
         on_step: called with the steps done and the last loss known, for progress.
 
@@ -66,20 +69,22 @@ def train(
         Diverged: naming the step, if the loss is not finite at a look.
     """
     steps, warmup, lr = steps or settings.steps, settings.warmup_steps if warmup is None else warmup, lr or settings.lr
+    stop = stop or steps
+    ticks = steps if settings.schedule == "step" else min(settings.epochs, steps)  # of the learning rate
+    schedule = {"steps": ticks, "warmup": round(warmup * ticks / steps), "peak": lr}
+    schedule |= {"start": min(settings.lr_start, lr), "floor": min(settings.lr_min, lr)}
     device = bank.pixels.device
     kept = {name: keep for name, keep in mask.to(device).items() if not keep.all()}
     weights = [network.get_parameter(name) for name in kept]
     factors = [keep.to(torch.float32) for keep in kept.values()]
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=settings.weight_decay, fused=True)
     network.train()
     with torch.no_grad():
         _multiply(weights, factors)
 
     rows, total, since = [], torch.zeros((), device=device), 0
-    for step in range(steps):
-        rate = learning_rate(
-            step, steps=steps, warmup=warmup, peak=lr, start=min(settings.lr_start, lr), floor=min(settings.lr_min, lr)
-        )
+    for step in range(first, stop):
+        rate = learning_rate(step * ticks // steps, **schedule)
         optimizer.param_groups[0]["lr"] = rate
         degraded, target = bank.batch(
             settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
@@ -89,11 +94,13 @@ def train(
         loss.backward()
         with torch.no_grad():
             _multiply([weight.grad for weight in weights], factors)
+            if settings.clip_norm:  # after masking: a norm that counts pruned weights would change the survivors' steps
+                nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
             optimizer.step()
             _multiply(weights, factors)
             total += loss
         since += 1
-        if (step + 1) % settings.validate_every == 0 or step + 1 == steps:
+        if (step + 1) % settings.validate_every == 0 or step + 1 == stop:
             mean = float(total) / since
             if not math.isfinite(mean):
                 raise Diverged(
@@ -104,7 +111,7 @@ def train(
             )
             total, since = torch.zeros_like(total), 0
         if on_step:
-            on_step(step + 1, rows[-1][2] if rows else math.nan)
+            on_step(step + 1 - first, rows[-1][2] if rows else math.nan)
     return pd.DataFrame(rows, columns=["step", "lr", "loss", "val_loss"])
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl_study.criteria import magnitude, prune, random, stream
+from mirl_study.criteria import Evidence, magnitude, prune, random, stream
 from mirl_study.masks import Mask
 from mirl_study.network import build_network
 from mirl_study.settings import SettingsError
@@ -83,7 +83,7 @@ def test_single_tensors_can_have_their_own_rate_layerwise():
 def test_negative_weights_are_as_good_as_positive_ones():
     network = build_network("pico")
     mask = Mask.dense(network)
-    values = magnitude(network, mask, torch.Generator())
+    values = magnitude(Evidence(network, mask))
     for name in mask:
         assert torch.equal(values[name], network.get_parameter(name).detach().abs())
 
@@ -91,7 +91,7 @@ def test_negative_weights_are_as_good_as_positive_ones():
 def test_random_scores_follow_the_generator():
     network = build_network("pico")
     mask = Mask.dense(network)
-    first, again, other = (random(network, mask, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (random(Evidence(network, mask, torch.Generator().manual_seed(seed))) for seed in (1, 1, 2))
     name = next(iter(mask))
     assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
@@ -121,7 +121,7 @@ def test_random_scores_know_nothing_of_the_initialisation(seed):
     """The same seed drives both; a shared stream of numbers would make random pruning a cut by initial value."""
     network = build_network("nano", seed)
     mask = Mask.dense(network)
-    scores = random(network, mask, stream(seed))
+    scores = random(Evidence(network, mask, stream(seed)))
     for name in (name for name in mask if mask[name].numel() >= 1000):
         pair = torch.stack((scores[name].flatten(), network.get_parameter(name).detach().flatten()))
         assert torch.corrcoef(pair)[0, 1].abs() < 0.15, name

@@ -84,17 +84,21 @@ def test_overrides_reach_the_network_field_by_field():
 def test_the_key_changes_exactly_with_what_decides(method):
     base = load_settings("smoke")
     assert base.key(method) == load_settings("smoke").key(method)
-    for free in ({"rounds": 5}, {"keep_weights": (1,)}):
+    for free in ({"rounds": 5}, {"keep_weights": (1,)}, {"protocol": "sound"}, {"data": "elsewhere"}):
         assert base.replace(**free).key(method) == base.key(method)
     for decides in (
         {"seed": 1},
         {"steps": 7},
         {"lr": 1e-3},
         {"network": "nano"},
-        {"prune_norms": True},
+        {"weight_decay": 0.01},
+        {"augmentation": "dihedral"},
+        {"schedule": "epoch"},
         {"setting": "derain"},
     ):
         assert base.replace(**decides).key(method) != base.key(method)
+    prunable = base.replace(prune_norms=True).key(method) != base.key(method)
+    assert prunable == (method != "dense"), "the dense network is trained the same, whatever is pruned afterwards"
     pruning = base.replace(rate=0.3).key(method) != base.key(method)
     tuning = base.replace(fine_tune_lr=1e-3).key(method) != base.key(method)
     assert (pruning, tuning) == (method.startswith("MIR"), method.startswith("PIR"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mirl_study import build_network, load_settings, store
-from mirl_study.criteria import magnitude, prune
+from mirl_study.criteria import Evidence, magnitude, prune
 from mirl_study.data import load_bank
 from mirl_study.masks import Mask
 from mirl_study.training import Diverged, learning_rate, train
@@ -19,7 +19,7 @@ def bank():
 
 def half_mask(network):
     mask = Mask.dense(network)
-    return prune(mask, magnitude(network, mask, torch.Generator()), 0.5, "layerwise")
+    return prune(mask, magnitude(Evidence(network, mask)), 0.5, "layerwise")
 
 
 def test_the_schedule_is_warm_up_then_cosine():
