@@ -13,7 +13,7 @@ READY := .venv/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME  # .venv must not see another copy of the package
 
-.PHONY: help setup study test test-slow lab lint lock reference clean
+.PHONY: help setup study controls test test-slow lab lint lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,6 +22,9 @@ help:  ## this list
 
 study: $(READY)  ## the whole study in batch, with progress; goes on where it was stopped
 	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES)
+
+controls: $(READY)  ## the study with the controls of its ticket: was it luck?
+	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES) --controls
 
 test: $(READY)  ## the fast tests
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -137,7 +137,7 @@ def scores(found: pd.DataFrame) -> pd.DataFrame:
         for folder in [*folders, run.folder]:
             for path in sorted(folder.glob("round*/round.json")):
                 facts = read_json(path)
-                means = _by_task(pd.read_csv(path.with_name("metrics.csv")))
+                means = by_task(pd.read_csv(path.with_name("metrics.csv")))
                 named = {"setting": run.setting, "method": run.method, "seed": run.seed, "round": facts["index"]}
                 more = {name: facts[name] for name in ("density", "kept", "parameters")}
                 parts.append(means.assign(**named, **more))
@@ -152,11 +152,31 @@ def scores(found: pd.DataFrame) -> pd.DataFrame:
 COLUMNS = ["psnr", "ssim", "input_psnr", "input_ssim", "change"]
 
 
-def _by_task(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Means over images by task, then over tasks by family, then over families."""
+def by_task(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Means over test images by task, with those of the families and of all.
+
+    Args:
+        metrics: what ``evaluation.evaluate`` returned.
+
+    Returns:
+        A row a task, a family (of more than one task) and ``mean``: ``task``, ``psnr`` (dB), ``ssim``, ``input_psnr``,
+        ``input_ssim``, and ``change`` (dB: the largest difference that the network makes to one image's PSNR).
+    """
     metrics = metrics.assign(change=(metrics.psnr - metrics.input_psnr).abs())
     how = {**dict.fromkeys(COLUMNS, "mean"), "change": "max"}
-    tasks = metrics.groupby("task", sort=False).agg(how)
+    return with_families(metrics.groupby("task", sort=False).agg(how), how).reset_index()
+
+
+def with_families(tasks: pd.DataFrame, how: Any = "mean") -> pd.DataFrame:
+    """Adds families of tasks and their mean to a table of single tasks.
+
+    Args:
+        tasks: by task, in the index.
+        how: each column is brought together, as ``DataFrame.agg`` takes it.
+
+    Returns:
+        By task: first the tasks, then families of more than one, then ``mean`` (over families).
+    """
     families = {
         name: tasks.loc[list(parts)].agg(how) for name, parts in FAMILIES.items() if set(parts) <= set(tasks.index)
     }
@@ -164,7 +184,7 @@ def _by_task(metrics: pd.DataFrame) -> pd.DataFrame:
     groups.loc["mean"] = groups.agg(how)
     groups = groups[~groups.index.isin(tasks.index)]
     order = [name for name in (*TASKS["all_in_one"], "denoise", "mean") if name in {*tasks.index, *groups.index}]
-    return pd.concat([tasks, groups]).loc[order].rename_axis("task").reset_index()
+    return pd.concat([tasks, groups]).loc[order].rename_axis("task")
 
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:

@@ -102,6 +102,7 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, 
 @click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Whole numbers: 0,1,2.")
 @click.option("--cores", type=click.IntRange(min=1), help="Chains at a time, one thread each. [default: all cores]")
 @RESULTS
+@click.option("--controls", is_flag=True, help="Play the controls of the ticket (setting ticket_round), too.")
 @click.option("--dry-run", is_flag=True, help="List the chains and how far they are; run nothing.")
 @PARAMETER
 @CELL_TIMEOUT
@@ -112,6 +113,7 @@ def study(
     seeds: str,
     cores: int | None,
     results: str | None,
+    controls: bool,
     dry_run: bool,
     given: tuple[tuple[str, str], ...],
     cell_timeout: float,
@@ -130,15 +132,15 @@ def study(
         settings, _ = settings_and_overrides(profile, given, setting=setting, seed=seed)
     runner.check_folders(settings, numbers, results)
     if dry_run:
-        for chain in runner.plan(settings, numbers, results):
+        for chain in runner.plan(settings, numbers, results, controls):
             chain.look()
             state = "finished" if chain.finished else f"{chain.done}/{chain.total} steps"
-            click.echo(f"{chain.method:<12} seed {chain.seed:<4} {state:<20} {chain.folder}")
+            click.echo(f"{chain.method:<{34 if controls else 12}} seed {chain.seed:<4} {state:<20} {chain.folder}")
         return
     given = tuple((name, _absolute(name, text)) for name, text in given)
     try:
         report, changed = runner.run_study(
-            settings, numbers, cores or os.cpu_count() or 1, given, results, cell_timeout, notebooks
+            settings, numbers, cores or os.cpu_count() or 1, given, results, cell_timeout, notebooks, controls
         )
     except runner.StudyFailed as error:
         again = "the same command goes on where it stopped; finished rounds are kept"
@@ -159,6 +161,29 @@ def reference(profile: str, results: str | None) -> None:
     except runner.StudyFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{folder}: {count} files")
+
+
+@cli.command()
+@click.option("--preset", default="paper", show_default=True, metavar="NAME", help="The network's size.")
+@click.option("--protocol", default="released", show_default=True, metavar="NAME", help="Says what is prunable.")
+@click.option("--rounds", type=int, default=15, show_default=True, help="Of the lotteries.")
+@click.option("--rate", type=float, default=0.2, show_default=True, help="Of the lotteries, per round.")
+@click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there too.")
+def params(preset: str, protocol: str, rounds: int, rate: float, path: Path | None) -> None:
+    """Count the parameters that each method leaves, from masks alone; compare with Tables II and III."""
+    from mirl_study.settings import PRESETS, choose, load_settings
+
+    choose("preset", preset, PRESETS)
+    settings = load_settings("paper", network=preset, protocol=protocol, rounds=rounds, rate=rate)
+
+    from mirl_study import counts
+    from mirl_study.store import write_csv
+
+    frame = counts.parameters(settings)
+    click.echo("\n".join([counts.as_text(frame), "", *counts.in_words(frame, settings)]))
+    if path:
+        write_csv(path, frame)
+        click.echo(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

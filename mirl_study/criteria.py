@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirl_study.masks import Mask
-from mirl_study.network import FeedForward
+from mirl_study.network import Attention, FeedForward, Prompt
 from mirl_study.settings import SCOPES, choose
 
 Scores = dict[str, Tensor]
 SYNFLOW_IMAGE = 32  # pixels; the flow does not depend on what is in the image, only on the paths through the network
-TINY = 1e-30  # keeps the derivative of a square root finite where nothing flows
+TINY = 1e-100  # keeps the derivative of a logarithm finite where nothing flows
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ def grasp(evidence: Evidence) -> Scores:
 def synflow(evidence: Evidence) -> Scores:
     """Scores by the synaptic flow through a weight: no data, only paths (Tanaka et al., 2020).
 
-    The flow is the sum of the output for an image of ones, with all parameters positive. It must be homogeneous in
-    each layer's weights, so LayerNorm keeps only its gain, and the gate of the feed-forward part is the geometric mean
-    of its two halves, which still is zero as soon as one half is. Computed in float64.
+    The flow is the sum of the output for an image of ones, with all weights positive and no biases. So that no flow is
+    lost between layers, each part of the network must double when one of its layers doubles; ``_homogeneous`` says
+    what stands in for the parts that do not. Computed in float64.
     """
     network = copy.deepcopy(evidence.network).double()
     hooks = [
         module.register_forward_hook(_homogeneous)
         for module in network.modules()
-        if isinstance(module, nn.LayerNorm | FeedForward)
+        if isinstance(module, nn.LayerNorm | FeedForward | Attention | Prompt)
     ]
     with torch.no_grad():
         for parameter in network.parameters():
@@ -114,12 +114,24 @@ def synflow(evidence: Evidence) -> Scores:
 
 
 def _homogeneous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """What a part of the network gives in place of its output while synaptic flow is measured."""
+    """What a part of the network gives in place of its output while synaptic flow is measured.
+
+    LayerNorm keeps its gain alone; products (the gate; query, key and value) become geometric means, which still are
+    zero as soon as one factor is; prompts are mixed without a softmax.
+    """
     (x,) = inputs
     if isinstance(module, nn.LayerNorm):
         return x * module.weight
-    gate, value = module.dwconv(module.project_in(x)).chunk(2, dim=-1)
-    return module.project_out((gate * value).clamp_min(TINY).sqrt())
+    if isinstance(module, Prompt):
+        mix = F.linear(x.mean(dim=(1, 2)), module.linear_layer.weight)
+        prompt = torch.einsum("bn,nchw->bchw", mix, module.prompt_param[0])
+        return module.conv3x3(F.interpolate(prompt, x.shape[1:3], mode="bilinear").permute(0, 2, 3, 1))
+    if isinstance(module, Attention):
+        factors = module.qkv_dwconv(module.qkv(x)).chunk(3, dim=-1)
+    else:
+        factors = module.dwconv(module.project_in(x)).chunk(2, dim=-1)
+    product = torch.stack([factor.clamp_min(TINY) for factor in factors]).log().mean(0).exp()
+    return module.project_out(product)
 
 
 def _losses(evidence: Evidence) -> Iterator[Tensor]:

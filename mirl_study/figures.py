@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
+from mirl_study import verdicts
 from mirl_study.analysis import FAMILIES, RUN, Restoration, over_seeds
 from mirl_study.settings import LOTTERY, ONE_SHOT
 from mirl_study.store import atomic
@@ -70,9 +71,7 @@ def figure1(scores: pd.DataFrame, collapse: pd.DataFrame | None = None, setting:
         input and of the dense network.
     """
     scores = scores[scores.setting == setting]
-    panels = [name for name in (*FAMILIES, "mean") if name in set(scores.task)]
-    panels = panels if len(panels) > 2 else panels[:1]  # of a single task, the mean is that task
-    means = over_seeds(scores)
+    panels, means = _panels(scores.task), over_seeds(scores)
     with mpl.rc_context(STYLE):
         columns = 2 if len(panels) > 1 else 1
         rows = -(-len(panels) // columns)
@@ -82,8 +81,7 @@ def figure1(scores: pd.DataFrame, collapse: pd.DataFrame | None = None, setting:
             top = _curves(axis, scores[scores.task == task], means[means.task == task], collapse)
             if task in panels[:columns]:
                 top.set_xlabel("density / % of the prunable weights", fontsize=11)
-            several = len(FAMILIES.get(task, ())) > 1
-            axis.set_title(task + (" (mean over σ)" if several else " of the families" if task == "mean" else ""))
+            axis.set_title(_heading(task))
             axis.set_ylabel("PSNR / dB")
         for axis in axes[-columns:]:
             axis.set_xlabel("parameters left (all, log scale; pruned to the right)")
@@ -340,3 +338,288 @@ def _middle(image: Tensor, crop: int) -> np.ndarray:
     top, left = max(0, height - crop) // 2, max(0, width - crop) // 2
     part = image[:, top : top + crop, left : left + crop].clamp(0, 1)
     return (part * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+SEEDS = "os^DvPX"  # a marker for each seed, in turn
+PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under text that lies on lines
+FAR_OUT = 5  # interquartile ranges
+PAIR: dict[str, dict[str, Any]] = {  # the two that are always compared
+    "dense": {"color": COLORS[1], "linestyle": "--", "marker": "s"},
+    "ticket": {"color": COLORS[0], "linestyle": "-", "marker": "o"},
+}
+
+
+def controls_figure(
+    frame: pd.DataFrame, against: str = "dense", margin: float = 0.1, confidence: float = 0.95, title: str = ""
+) -> Figure:
+    """How far a ticket and its controls are above or below the dense network.
+
+    Args:
+        frame: what ``verdicts.gather`` returned.
+        against: what all is compared with: ``dense``, or another control of the frame.
+        margin: dB; the band around 0 that counts as matching.
+        confidence: of each interval.
+        title: of the figure.
+
+    Returns:
+        A panel for each family of tasks, and one for their mean. A line a control: each seed's difference is a marker,
+        their mean and its paired interval are a bar. What is far outside is an arrow with its value at the edge.
+
+    Raises:
+        SettingsError: if ``against`` is not in the frame, or for a margin or confidence that is not allowed.
+    """
+    points = verdicts.differences(frame, against)
+    bars = verdicts.paired(frame, against, margin, confidence)
+    base = frame[frame.control == against]
+    inputs = (base.input_psnr - base.psnr).groupby(base.task).mean()
+    marks = {seed: SEEDS[place % len(SEEDS)] for place, seed in enumerate(sorted(frame.seed.unique()))}
+    panels, (places, headings) = _panels(frame.task), _lines(bars.control.unique())
+    with mpl.rc_context(STYLE):
+        rows = len(places) + len(headings)
+        size = 2.2 + max(2.65 * len(panels), 6.5), 2.0 + 0.25 * rows
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, task in zip(axes, panels, strict=True):
+            own, means = points[points.task == task], bars[bars.task == task].set_index("control")
+            axis.set_xlim(*_reach(own.difference, means, margin))
+            axis.axvspan(-margin, margin, color="0.86", lw=0)
+            axis.axvline(0, color="0.15", linestyle=":", lw=1.6)
+            _input(axis, inputs[task])
+            for control, place in places.items():
+                seeds = own[own.control == control].set_index("seed").difference
+                _control(axis, place, seeds, means.loc[control], marks)
+            axis.set_title(_heading(task), fontsize=12)
+            axis.set_xlabel(f"PSNR above {against} / dB", fontsize=11)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.tick_params(axis="y", length=0)
+            axis.grid(axis="y", visible=False)
+        axes[0].set_ylim(rows - 0.4, -0.9)
+        names = {place: _name(control, bars) for control, place in places.items()} | headings
+        axes[0].set_yticks(list(names), list(names.values()), fontsize=11)
+        for place, text in zip(names, axes[0].get_yticklabels(), strict=True):
+            text.set_fontweight("bold" if place in headings else "normal")
+        figure.suptitle(title, fontsize=14)
+        figure.legend(
+            handles=_controls_keys(marks, bars, against, margin, confidence),
+            loc="outside lower center",
+            ncols=4,
+            fontsize=11,
+            frameon=False,
+        )
+    return figure
+
+
+def _panels(tasks: pd.Series) -> list[str]:
+    """Families and their mean; of a single task, the mean is that task."""
+    panels = [name for name in (*FAMILIES, "mean") if name in set(tasks)]
+    return panels if len(panels) > 2 else panels[:1]
+
+
+def _heading(task: str) -> str:
+    """The title of a panel."""
+    several = len(FAMILIES.get(task, ())) > 1
+    return task + (" (mean over σ)" if several else " of the families" if task == "mean" else "")
+
+
+def _lines(names: Sequence[str]) -> tuple[dict[str, int], dict[int, str]]:
+    """The line of each control, and the headings of their groups by line; the ticket needs none."""
+    known = {name for group in verdicts.GROUPS.values() for name in group}
+    groups = {**verdicts.GROUPS, "other": tuple(sorted(set(names) - known))}
+    places: dict[str, int] = {}
+    headings: dict[int, str] = {}
+    for heading, group in groups.items():
+        own = [name for name in group if name in names]
+        if own and own != ["ticket"]:
+            headings[len(places) + len(headings)] = heading
+        for name in own:
+            places[name] = len(places) + len(headings)
+    return places, headings
+
+
+def _name(control: str, bars: pd.DataFrame) -> str:
+    """A control's name, with the number of its seeds if others have more."""
+    seeds = bars[bars.control == control].seeds.iloc[0]
+    return control if seeds == bars.seeds.max() else f"{control} ({seeds} seed{'' if seeds == 1 else 's'})"
+
+
+def _reach(values: pd.Series, means: pd.DataFrame, margin: float) -> tuple[float, float]:
+    """Limits that hold the margin and all but what is far out from the middle half of them."""
+    first, third = values.quantile([0.25, 0.75])
+    far = FAR_OUT * max(third - first, margin, 0.05)
+    inside = [value for value in (*values, *means.low, *means.high) if first - far <= value <= third + far]
+    low, high = min(*inside, -margin), max(*inside, margin)
+    span = high - low
+    # room for the arrows
+    return low - (0.4 if values.min() < low else 0.08) * span, high + (0.4 if values.max() > high else 0.08) * span
+
+
+def _input(axis: Axes, level: float) -> None:
+    """The input's level, or an arrow towards it."""
+    low, high = axis.get_xlim()
+    where = {"transform": axis.transAxes, "va": "top", "fontsize": 9}
+    if level < low:
+        axis.text(0.015, 0.995, f"← input {_db(level)}", ha="left", **where)
+    elif level > high:
+        axis.text(0.985, 0.995, f"input {_db(level)} →", ha="right", **where)
+    else:
+        axis.axvline(level, color="0.35", linestyle="-.", lw=1.3)
+
+
+def _control(axis: Axes, place: int, seeds: pd.Series, bar: pd.Series, marks: Mapping[int, str]) -> None:
+    """One line of the figure of controls."""
+    low, high = axis.get_xlim()
+    color = PAIR["ticket"]["color"] if bar.name == "ticket" else "0.45"
+    axis.axhline(place, color="0.92", lw=0.8, zorder=0.5)
+    axis.plot([bar.low, bar.high], [place, place], color=color, lw=6, alpha=0.5, solid_capstyle="butt")
+    axis.plot(bar["mean"], place, linestyle="", marker="|", ms=13, mew=2.5, color=color)
+    for seed, value in seeds[seeds.between(low, high)].items():
+        axis.plot(value, place, linestyle="", marker=marks[seed], ms=5.5, mfc="white", mec="0.1", mew=1, zorder=4)
+    where = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 9, "bbox": PLATE}
+    if len(below := sorted(seeds[seeds < low])):
+        axis.text(0.015, place, f"← {', '.join(map(_db, below))}", ha="left", **where)
+    if len(above := sorted(seeds[seeds > high])):
+        axis.text(0.985, place, f"{', '.join(map(_db, above))} →", ha="right", **where)
+
+
+def _db(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")
+
+
+def _controls_keys(
+    marks: Mapping[int, str], bars: pd.DataFrame, against: str, margin: float, confidence: float
+) -> list[Line2D]:
+    """Entries of the legend of the figure of controls: only what is in it."""
+    seed = {"linestyle": "", "ms": 6, "mfc": "white", "mec": "0.1"}
+    keys = [Line2D([], [], **seed, marker=mark, label=f"seed {name}") for name, mark in marks.items()]
+    if bars.low.notna().any():
+        mean = {"linestyle": "", "marker": "|", "ms": 13, "mew": 2.5, "color": "0.45"}
+        keys.append(Line2D([], [], **mean, label="mean of the seeds"))
+        label = f"{100 * confidence:g} % interval (paired by seed)"
+        keys.append(Line2D([], [], color="0.45", lw=6, alpha=0.5, label=label))
+    return [
+        *keys,
+        Line2D([], [], color="0.86", lw=10, label=f"within {margin:g} dB of {against}"),
+        Line2D([], [], color="0.15", linestyle=":", lw=1.6, label=against),
+        Line2D([], [], color="0.35", linestyle="-.", lw=1.3, label="input (not restored)"),
+    ]
+
+
+def stopping_figure(histories: pd.DataFrame) -> Figure:
+    """Validation loss during training, of ticket and dense network; the lowest point of each is marked.
+
+    Args:
+        histories: what ``verdicts.histories`` returned.
+
+    Returns:
+        A panel for each seed.
+    """
+    seeds = sorted(histories.seed.unique())
+    with mpl.rc_context(STYLE):
+        columns = min(len(seeds), 3)
+        rows = -(-len(seeds) // columns)
+        figure = Figure(figsize=(max(4.3 * columns, 6), 3.6 * rows + 0.6), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axis, seed in zip(axes, seeds, strict=False):
+            named = []
+            for control, mark in PAIR.items():
+                own = histories[(histories.seed == seed) & (histories.control == control)]
+                if own.empty:
+                    continue
+                axis.plot(own.step, own.val_loss, **mark, lw=2, ms=4, label=control)
+                lowest, step = own.val_loss.min(), verdicts.steps_to_lowest(own)
+                axis.plot(step, lowest, linestyle="", marker=mark["marker"], ms=13, mfc="none", mec="black", mew=1.5)
+                named.append(f"{control} {step}")
+            axis.set_title(f"seed {seed}\nlowest at step: {', '.join(named)}", fontsize=12)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for axis in axes[max(len(seeds) - columns, 0) : len(seeds)]:
+            axis.set_xlabel("step")
+            axis.tick_params(labelbottom=True)
+        for axis in axes[::columns]:
+            axis.set_ylabel("validation loss (mean L1)")
+        for axis in axes[len(seeds) :]:
+            axis.set_visible(False)
+        there = [name for name in PAIR if name in set(histories.control)]
+        keys = [Line2D([], [], **PAIR[name], lw=2, ms=5, label=name) for name in there]
+        ring = {"marker": "o", "ms": 12, "mfc": "none", "mec": "black", "mew": 1.5}
+        keys.append(Line2D([], [], linestyle="", **ring, label="lowest"))
+        figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
+    return figure
+
+
+def barrier_figure(interpolation: pd.DataFrame) -> Figure:
+    """PSNR on the straight line between two copies that saw the data in other orders.
+
+    Args:
+        interpolation: what ``verdicts.interpolations`` returned.
+
+    Returns:
+        A panel for each family of tasks, and one for their mean: a line a seed; the barriers are named (mean over
+        seeds, and their range).
+    """
+    line, heights = verdicts.lines(interpolation), verdicts.barriers(interpolation)
+    panels = _panels(line.task)
+    with mpl.rc_context(STYLE):
+        columns = 2 if len(panels) > 1 else 1
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(6.4 * columns, 3.3 * rows + 0.5), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for axis, task in zip(axes, panels, strict=True):
+            named = []
+            for control, mark in PAIR.items():
+                for _, own in line[(line.task == task) & (line.control == control)].groupby("seed"):
+                    axis.plot(own.alpha, own.psnr, **mark, lw=1.6, ms=4, mec="0.2", mew=0.5)
+                barrier = heights[(heights.task == task) & (heights.control == control)].barrier
+                named += [f"{control} {_barrier(barrier)}"] if len(barrier) else []
+            axis.set_title(f"{_heading(task)}\nbarrier: {', '.join(named)}", fontsize=12)
+            axis.set_ylabel("PSNR / dB")
+        for axis in axes[-columns:]:
+            axis.set_xlabel("α (0 and 1: the two copies)")
+        keys = [
+            Line2D([], [], **mark, lw=2, ms=5, mec="0.2", mew=0.5, label=f"{name}, a line a seed")
+            for name, mark in PAIR.items()
+            if name in set(line.control)
+        ]
+        figure.legend(handles=keys, loc="outside lower center", ncols=2, fontsize=11, frameon=False)
+    return figure
+
+
+def _barrier(values: pd.Series) -> str:
+    """A barrier in words: its mean over seeds, and the range of more than one."""
+    text = f"{values.mean():.2f} dB"
+    return text if len(values) == 1 else f"{text} ({values.min():.2f} to {values.max():.2f})"
+
+
+def norm_collapse(frame: pd.DataFrame) -> Figure:
+    """How many gains of a LayerNorm are left, round by round.
+
+    Args:
+        frame: what ``counts.norm_gains`` returned.
+
+    Returns:
+        A line a width, through the mean of the LayerNorms that have it; at its end stand what is left and how many
+        LayerNorms that is true of. A line ends where none is left.
+    """
+    lines, marks, dashes = {}, "os^vDPX*<>dph", ["-", "--", ":", "-."]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 5.4), layout="constrained")
+        axis = figure.subplots()
+        for place, (width, own) in enumerate(frame.groupby("width")):
+            kept = own.groupby("round").kept.mean()
+            style = {"color": COLORS[place % len(COLORS)], "linestyle": dashes[place % len(dashes)]}
+            axis.plot(kept[kept > 0], **style, marker=marks[place % len(marks)], ms=6, mec="0.2", mew=0.5, lw=1.8)
+            lines[width] = kept
+        last = frame["round"].max()
+        axis.set(xlabel="round", ylabel="gains left in a LayerNorm (log scale)", yscale="log")
+        axis.set_xticks(range(0, last + 1, 3 if last > 6 else 1))
+        axis.spines[["top", "right"]].set_visible(False)  # no frame across the labels
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+        low, high = axis.get_ylim()
+        height = 0.0
+        for width, kept in sorted(lines.items(), key=lambda line: line[1].iloc[-1]):
+            height = max(kept[kept > 0].iloc[-1], height * (high / low) ** 0.045)  # labels do not touch
+            norms = frame[frame.width == width].layer.nunique()
+            text = f"{kept.iloc[-1]:g} of {width} ({norms} norm{'' if norms == 1 else 's'})"
+            axis.annotate(text, (last, height), (9, 0), textcoords="offset points", va="center", fontsize=11)
+    return figure

@@ -160,7 +160,7 @@ def rounds(
         if not run.finished(index):
             mask = run.load_mask(index) or _hand_over(last, last.network().to(bench.device), run, bench)
             network = rewound(run, index)
-            record = _train_and_score(run, index, mask, network, bench, progress, first=settings.rewind_step)
+            record = train_and_score(run, index, mask, network, bench, progress, first=settings.rewind_step)
             if index == settings.rounds or index in settings.keep_weights:
                 run.save_weights(index, network)
             if index < settings.rounds:
@@ -235,7 +235,7 @@ def one_shot(
         network = dense.network()
         evidence = criteria.Evidence(network, dense.mask, criteria.stream(settings.seed))
         mask = criteria.prune(dense.mask, criteria.CRITERIA[criterion](evidence), rate)
-        record = _train_and_score(
+        record = train_and_score(
             run, 1, mask, network, bench, progress, steps=steps, warmup=0, lr=settings.fine_tune_lr
         )
         run.save_weights(1, network)
@@ -305,7 +305,7 @@ def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, s
     if not run.finished(0):
         progress = Progress(run, 0, settings.steps, show=show)
         network = build_network(settings.network, settings.seed)
-        record = _train_and_score(run, 0, dense_mask(settings), network, bench, progress)
+        record = train_and_score(run, 0, dense_mask(settings), network, bench, progress)
         run.save_weights(0, network)  # always: every method starts from them
         run.finish(0, *record)
         progress.close()
@@ -313,10 +313,22 @@ def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, s
     return load_round(run, 0)
 
 
-def _train_and_score(
+def train_and_score(
     run: Run, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, **training: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Trains ``network`` in place under ``mask``; returns the round's history, metrics and facts."""
+    """Trains a network in place and scores it.
+
+    Args:
+        run, index: whose round it is.
+        mask: what is kept.
+        network: as it starts.
+        bench: the images.
+        progress: to tell.
+        **training: what ``training.train`` shall do otherwise than the settings say.
+
+    Returns:
+        The round's history, metrics and facts.
+    """
     steps = (training.get("steps") or run.settings.steps) - training.get("first", 0)
     run.save_mask(index, mask)
     progress.start(index, mask.density(), steps)

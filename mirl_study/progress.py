@@ -33,7 +33,9 @@ class Progress:
     def start(self, index: int, density: float, steps: int) -> None:
         """A round begins."""
         self.index, self.density, self.steps = index, density, steps
-        self.bar.set_description(f"{self.run.method} round {index}/{self.rounds}, density {density:.1%}", refresh=False)
+        self.bar.set_description(
+            f"{self.run.control or self.run.method} round {index}/{self.rounds}, density {density:.1%}", refresh=False
+        )
 
     def step(self, step: int, loss: float) -> None:
         """Step ``step`` of the present round is done; writes at most once a second, and at a round's end."""
@@ -42,7 +44,7 @@ class Progress:
         if last or time.monotonic() - self.written >= 1:
             self.written = time.monotonic()
             settings = self.run.settings
-            state = {"method": self.run.method, "setting": settings.setting, "seed": settings.seed}
+            state = {"method": self.run.control or self.run.method, "setting": settings.setting, "seed": settings.seed}
             state |= {
                 "round": self.index,
                 "rounds": self.rounds,

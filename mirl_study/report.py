@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mirl_study import analysis, figures
+from mirl_study import analysis, figures, verdicts
 from mirl_study.analysis import IDENTITY, RUN, Restoration
 from mirl_study.data import load_bank
 from mirl_study.settings import LOTTERY, METHODS, SETTINGS, TASKS, SettingsError, read_settings
@@ -63,6 +63,7 @@ def write(results: Path | str | None = None, profile: str = "laptop", margin: fl
             numbers = table(scores, setting)
             files = write_table(numbers, made / "tables", setting)
             drawn, left_out = _draw(own, scores, densities, ended, made / "figures", setting)
+            compared = _compare(own, made, setting, margin, results)
             parts.append(
                 {
                     "name": setting,
@@ -72,6 +73,7 @@ def write(results: Path | str | None = None, profile: str = "laptop", margin: fl
                     "files": [path.relative_to(made).as_posix() for path in files],
                     "figures": drawn,
                     "left_out": left_out,
+                    "tickets": compared,
                 }
             )
         run = facts(found)
@@ -618,6 +620,26 @@ def _draw(
     except (SettingsError, FileNotFoundError) as error:
         left_out.append(f"No restored images: {error}")
     return drawn, left_out
+
+
+def _compare(
+    own: pd.DataFrame, made: Path, setting: str, margin: float, results: Path | str | None
+) -> list[dict[str, Any]]:
+    """Sets each ticket that has controls beside them: a figure, a table as a file, and sentences."""
+    parts = []
+    for method in (method for method in reversed(LOTTERY) if method in set(own.method)):
+        run = analysis.open_run(analysis.find(own, setting, method))
+        labels = (folder.name for folder in run.folder.parents[1].glob(f"controls/{method}-round*"))
+        for index in sorted({int(label.removeprefix(f"{method}-round")[:2]) for label in labels}):
+            frame = verdicts.gather(run.settings.profile, setting, method, index, results)
+            if not {"ticket", "dense"} < set(frame.control):
+                continue
+            name = f"{setting}-controls-{method}-round{index:02d}"
+            figures.save(figures.controls_figure(frame, margin=margin), made / "figures", name)
+            write_csv(made / "tables" / f"{name}.csv", frame.drop(columns="folder"))
+            part = {"title": f"Was it luck? {method}, round {index}", "findings": verdicts.findings(frame, margin)}
+            parts.append(part | {"figure": f"figures/{name}.svg", "file": f"tables/{name}.csv"})
+    return parts
 
 
 def restore(own: pd.DataFrame, setting: str) -> list[Restoration]:

@@ -20,6 +20,13 @@ ONE_SHOT = {  # method: (criterion, fraction of the weights removed at once)
     "PIR-OSR-II": ("random", 0.7),
 }
 LOTTERY = {"MIR-L-LW": "layerwise", "MIR-L-G": "global"}
+CONTROLS = {  # what a ticket is compared with, in groups as the figures show them
+    "one thing changed": ("reinit", "sign", "shuffled", "random_layers", "random_global"),
+    "pruned once": ("fine_tune", "weight_rewind", "lr_rewind", "magnitude_long", "random_long"),
+    "pruned at the start": ("snip", "grasp", "synflow"),
+    "not pruned": ("dense_long", "small_dense"),
+    "probes": ("instability", "instability_dense", "norms"),
+}
 CRITERIA = ("magnitude", "random", "movement", "snip", "grasp", "synflow")
 PROTOCOLS: dict[str, dict[str, Any]] = {  # where the paper, its released code and our recommendation differ
     "paper": {
@@ -198,6 +205,7 @@ class Settings:
         fine_tune: steps of a one-shot baseline's fine-tuning, as a fraction of ``steps``.
         fine_tune_lr: its peak learning rate (the paper does not state one).
         validate_every: steps between two looks at the validation patches.
+        ticket_round: the round whose ticket the controls are played against.
         keep_weights: rounds of which the trained weights are kept.
     """
 
@@ -235,6 +243,7 @@ class Settings:
     fine_tune: float = 0.05
     fine_tune_lr: float = 2e-4
     validate_every: int = 50
+    ticket_round: int = 12
     keep_weights: tuple[int, ...] = (0, 15)
 
     def __post_init__(self) -> None:
@@ -249,7 +258,7 @@ class Settings:
         choose("augmentation", self.augmentation, ("flips", "dihedral"))
         choose("noise_rounding", self.noise_rounding, ("round", "truncate", "none"))
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
-        for name in ("steps", "batch_size", "rounds", "validate_every", "epochs"):
+        for name in ("steps", "batch_size", "rounds", "validate_every", "epochs", "ticket_round"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         warm = 0 <= self.warmup_steps < self.steps
         _require(warm, "warmup_steps", self.warmup_steps, f"0 to less than steps ({self.steps})")
@@ -304,6 +313,15 @@ class Settings:
         """All settings in the types that JSON has."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def control(self, name: str) -> str:
+        """The folder of a control: of the ticket's round in this scope, but for ``norms``, a layer-wise lottery."""
+        choose("control", name, (name for group in CONTROLS.values() for name in group))
+        return "MIR-L-LW-norms" if name == "norms" else f"{self.method()}-round{self.ticket():02d}-{name}"
+
+    def ticket(self) -> int:
+        """The round whose ticket the controls are played against; the last one if there are fewer."""
+        return min(self.ticket_round, self.rounds)
+
     def replace(self, **overrides: Any) -> "Settings":
         """Returns a copy with some settings changed, validated like ``load_settings``."""
         return _build(dataclasses.asdict(self), overrides)
@@ -315,7 +333,7 @@ class Settings:
         follow, which weights are kept, where the images lie (their fingerprint decides) and, for the dense network,
         how it will be pruned.
         """
-        free = {"profile", "protocol", "rounds", "keep_weights", "data", "drop_overlap"}
+        free = {"profile", "protocol", "rounds", "ticket_round", "keep_weights", "data", "drop_overlap"}
         rounds = {"scope", "rate", "densities", "output_rate", "criterion", "count", "rewind", "rewind_step"}
         prunable = {"prune_norms", "prune_unused"}
         tuning = {"fine_tune", "fine_tune_lr"}

@@ -19,12 +19,12 @@ import psutil
 from tqdm import tqdm
 
 from mirl_study.running import STUDY_PID
-from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, Settings
+from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, Settings
 from mirl_study.store import Run, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
-REFERENCE = ("run.json", "summary.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
+REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
 
 
 class StudyFailed(RuntimeError):
@@ -72,22 +72,34 @@ class Chain:
             self.done = self.total
 
 
-def plan(settings: Settings, seeds: Sequence[int], results: Path | str | None = None) -> list[Chain]:
+def plan(
+    settings: Settings, seeds: Sequence[int], results: Path | str | None = None, controls: bool = False
+) -> list[Chain]:
     """Lists every chain of a study with the optimiser steps it takes.
 
     Args:
-        settings: of the study; its scope and seed do not matter.
+        settings: of the study; its seed does not matter, its scope only for the controls.
         seeds: of the chains.
         results: root of all results.
+        controls: whether the controls of the ticket are part of it.
 
     Returns:
         Chains, the dense ones first.
     """
     steps = {"dense": settings.steps, **dict.fromkeys(ONE_SHOT, max(1, round(settings.fine_tune * settings.steps)))}
-    root = results_root(results) / settings.profile / settings.setting
-    return [
-        Chain(method, seed, root / method / f"seed{seed}", steps.get(method, settings.rounds * settings.steps))
+    root, part = results_root(results) / settings.profile / settings.setting, settings.steps - settings.rewind_step
+    chains = [
+        Chain(method, seed, root / method / f"seed{seed}", steps.get(method, settings.rounds * part))
         for method in METHODS
+        for seed in seeds
+    ]
+    spent = settings.ticket() * part
+    longer = {"magnitude_long": spent, "random_long": spent, "dense_long": settings.steps + spent}
+    longer |= {"instability": 2 * part, "instability_dense": 2 * part, "norms": settings.rounds * part}
+    names = [name for group in CONTROLS.values() for name in group] if controls else []
+    return chains + [
+        Chain(label, seed, root / "controls" / label / f"seed{seed}", longer.get(name, settings.steps))
+        for name, label in ((name, settings.control(name)) for name in names)
         for seed in seeds
     ]
 
@@ -206,6 +218,7 @@ def run_study(
     results: Path | str | None = None,
     cell_timeout: float = 0,
     notebooks: Path | None = None,
+    controls: bool = False,
 ) -> tuple[Path, bool]:
     """Runs what is missing of a study, showing progress; a study that was stopped, or killed, goes on where it was.
 
@@ -217,6 +230,7 @@ def run_study(
         results: root of all results.
         cell_timeout: seconds that one cell may take; 0 is no limit.
         notebooks: folder to take them from, instead of the project's.
+        controls: whether to play the controls of the ticket, too.
 
     Returns:
         The report's page, and whether there was anything to do.
@@ -237,6 +251,7 @@ def run_study(
         "options": shlex.join(word for name, text in given for word in ("-p", name, text)),
         "cell_timeout": cell_timeout,
         **({"notebooks": str(notebooks.resolve())} if notebooks else {}),
+        **({"controls": settings.ticket(), "scope": settings.scope} if controls else {}),
     }
     # No lock of Snakemake's: it outlives a killed process. Ours, below, does not.
     words = f"--cores {cores} --nolock --rerun-incomplete --rerun-triggers mtime input --scheduler greedy --nocolor"
@@ -248,7 +263,7 @@ def run_study(
         environment = {**os.environ, STUDY_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         child = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
         try:
-            _watch(child, plan(settings, seeds, results), cores)
+            _watch(child, plan(settings, seeds, results, controls), cores)
         finally:
             _stop(child)
     if child.returncode:
@@ -273,7 +288,8 @@ def keep_reference(profile: str, results: Path | str | None = None) -> tuple[Pat
     """
     root = results_root(results)
     source, target = root / profile, root / "reference" / profile
-    runs = sorted(path.parent for path in source.glob("*/*/seed*/summary.csv"))
+    depths = ("*/*/seed*/summary.csv", "*/controls/*/seed*/summary.csv")
+    runs = sorted(path.parent for depth in depths for path in source.glob(depth))
     if not runs:
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
     part = target.with_name(f".{profile}.part")

@@ -428,3 +428,41 @@ def test_a_study_with_other_settings_than_finished_runs_is_refused(smoke_results
         assert "steps: 6 there, 7 asked" in err
     assert mirl(capsys, "study", "--profile", "smoke", "--results", smoke_results, "--dry-run")[0] == 0
     assert everything_below(smoke_results) == before
+
+
+def test_params_prints_every_method_and_round_and_writes_the_same_numbers(tmp_path, capsys):
+    from mirl_study import counts
+
+    path = tmp_path / "deep" / "params.csv"
+    words = ("params", "--preset", "pico", "--protocol", "paper", "--rounds", 2, "--rate", 0.5, "--csv", path)
+    code, out, err = mirl(capsys, *words)
+    settings = load_settings("paper", network="pico", protocol="paper", rounds=2, rate=0.5)
+    wanted = counts.parameters(settings)
+    head, *rows = out.split("\n\n")[0].splitlines()
+    assert (code, err) == (0, "") and head.split()[:5] == ["method", "round", "density", "kept", "parameters"]
+    assert [row.split()[0] for row in rows] == ["dense", *METHODS[1:5], *["MIR-L-LW"] * 2, *["MIR-L-G"] * 2]
+    assert [f"{left:,}" in row for left, row in zip(wanted.parameters, rows, strict=True)] == [True] * 9
+    assert out.splitlines()[-1] == str(path) and counts.in_words(wanted, settings)[0] in out
+    assert path.read_text() == wanted.to_csv(index=False)
+    assert [file.name for file in path.parent.iterdir()] == ["params.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--preset", "papr"), "preset='papr' is not one of paper, small, nano, pico (did you mean 'paper'?)"),
+        (("--protocol", "relased"), "did you mean 'released'"),
+        (("--rate", "1.5"), "rate=1.5"),
+        (("--rounds", "0"), "rounds=0"),
+        (("--rounds", "many"), "--rounds"),
+        (("--presett", "nano"), "did you mean '--preset'"),
+        (("--csv", "."), "--csv"),
+    ],
+)
+def test_a_bad_count_is_one_line_before_any_work(words, expected, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mirl_study.counts.parameters", None)
+    code, out, err = mirl(capsys, "params", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+    assert everything_below(tmp_path) == []

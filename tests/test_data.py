@@ -44,26 +44,109 @@ def test_a_batch_is_a_function_of_seed_order_and_step(folder):
         assert not torch.equal(first[1], other[1])
 
 
-def test_patches_are_cut_from_the_images_pairwise(folder):
-    bank = load(folder, setting="derain")
+SQUARE = [(turns, flip) for turns in range(4) for flip in (False, True)]  # the eight symmetries of a square
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "wanted"),
+    [
+        ("flips", {(0, False), (0, True), (2, False), (2, True)}),  # two flips are half a turn
+        ("dihedral", set(SQUARE) - {(0, False)}),  # never the patch as it is
+    ],
+)
+def test_patches_are_cut_from_the_images_pairwise(folder, augmentation, wanted):
+    bank = load(folder, setting="derain", augmentation=augmentation)
     bad, clean = (np.asarray(Image.open(folder / f"train_derain_{kind}.png")) for kind in ("bad", "clean"))
     degraded, target = (
-        t.mul(255).round().permute(0, 2, 3, 1).numpy() for t in bank.batch(16, 16, seed=0, order=0, step=0)
+        t.mul(255).round().permute(0, 2, 3, 1).numpy() for t in bank.batch(48, 16, seed=0, order=0, step=0)
     )
-    views = [(a, b) for a, b in ((bad[::v, ::h], clean[::v, ::h]) for v in (1, -1) for h in (1, -1))]
-    seen = set()
-    for patch, wanted in zip(degraded, target, strict=True):
-        places = [
-            (index, top, left)
-            for index, (whole, other) in enumerate(views)
-            for top in range(24 - 15)
-            for left in range(40 - 15)
-            if (whole[top : top + 16, left : left + 16] == patch).all()
-            and (other[top : top + 16, left : left + 16] == wanted).all()
+    cuts = [(slice(top, top + 16), slice(left, left + 16)) for top in range(24 - 15) for left in range(40 - 15)]
+    seen = []
+    for patch, other in zip(degraded, target, strict=True):
+        back = {}
+        for turns, flip in SQUARE:
+            views = [np.rot90(image, -turns) for image in (patch, other)]
+            back[turns, flip] = [view[:, ::-1] if flip else view for view in views]
+        changes = [
+            change
+            for change, (ours, others) in back.items()
+            for cut in cuts
+            if (bad[cut] == ours).all() and (clean[cut] == others).all()
         ]
-        assert len(places) == 1, "a patch and its target come from the same place of one pair, flipped alike"
-        seen.add(places[0][0])
-    assert seen == {0, 1, 2, 3}, "all four flips occur"
+        assert len(changes) == 1, "a patch and its target come from the same place of one pair, turned alike"
+        seen += changes
+    assert set(seen) == wanted
+
+
+def test_the_flips_of_a_batch_restated(folder):
+    """Written once more, in numpy: earlier results can be had again to the bit only if nobody draws in between."""
+    settings = load_settings("smoke", data=str(folder))
+    bank = load(folder)
+    for step in (0, 7):
+        rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, step, 1]))
+        noisy, clean, sigmas = [], [], []
+        for place in range(6 * step, 6 * step + 6):
+            task = ("denoise", "derain", "dehaze")[place % 3]
+            rng.integers(1)  # one image a task: the first
+            top, left = rng.integers(24 - 15), rng.integers(40 - 15)
+            up, over = (slice(None, None, -1 if rng.integers(2) else 1) for _ in range(2))
+            for patches, kind in ((noisy, "clean" if task == "denoise" else "bad"), (clean, "clean")):
+                image = np.asarray(Image.open(folder / f"train_{task}_{kind}.png"))
+                patches.append(image[top : top + 16, left : left + 16][up, over].transpose(2, 0, 1) / np.float32(255))
+            sigmas += [(15, 25, 50)[place // 3 % 3]] if task == "denoise" else []
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(2, 3, 16, 16, generator=generator).numpy() * np.float32(sigmas)[:, None, None, None]
+        for place, layer in zip((0, 3), noise, strict=True):
+            grey = np.clip(layer + np.float32(255) * noisy[place], 0, 255)
+            noisy[place] = np.round(grey) / np.float32(255)
+        degraded, target = bank.batch(6, 16, seed=3, order=1, step=step)
+        assert settings.augmentation == "flips" and settings.noise_rounding == "round"
+        np.testing.assert_array_equal(target.numpy(), np.stack(clean))
+        np.testing.assert_allclose(degraded.numpy(), np.stack(noisy), atol=1e-6)
+
+
+def test_noise_is_rounded_as_the_settings_say(folder):
+    draws = {}
+    for rounding in ("none", "round", "truncate"):
+        bank = load(folder, setting="denoise", noise_rounding=rounding)
+        sample = next(iter(bank.samples())).degraded
+        draws[rounding] = torch.cat([bank.batch(4, 16, seed=0, order=0, step=0)[0].flatten(), sample.flatten()]) * 255
+    whole = draws["none"]
+    assert (whole - whole.round()).abs().mean() > 0.1
+    off_by_rounding = (whole - whole.floor() - 0.5).abs() < 1e-3
+    torch.testing.assert_close(draws["round"][~off_by_rounding], whole.round()[~off_by_rounding])
+    on_a_level = (whole - whole.round()).abs() < 1e-3
+    torch.testing.assert_close(draws["truncate"][~on_a_level], whole.floor()[~on_a_level])
+
+
+OVERLAP = [  # (background of each split's rain image, splits that lose it)
+    ({"train": "bridge", "val": "river", "test": "bridge"}, {"train"}),
+    ({"train": "river", "val": "bridge", "test": "bridge"}, {"val"}),
+    ({"train": "bridge", "val": "bridge", "test": "bridge"}, {"train", "val"}),
+    ({"train": "bridge", "val": "bridge", "test": "river"}, set()),
+    ({"train": "", "val": "", "test": ""}, set()),  # not known: not the same
+    ({"train": "7", "val": "8", "test": "7"}, {"train"}),  # names that look like numbers
+    (None, set()),  # no such column
+]
+
+
+@pytest.mark.parametrize(("backgrounds", "lost"), OVERLAP)
+@pytest.mark.parametrize("drop", [True, False])
+def test_what_shows_a_test_image_is_left_out_of_training(folder, drop, backgrounds, lost):
+    """Whatever the task: a background that is tested in rain leaves the noisy training images too."""
+    rows = [("split", "task", "name", "input", "target", "background")]
+    for split in ("train", "val", "test"):
+        for task in ("denoise", "derain", "dehaze"):
+            bad = "" if task == "denoise" else f"{split}_{task}_bad.png"
+            shown = "" if task == "dehaze" or (task, split) == ("denoise", "test") else (backgrounds or {}).get(split)
+            rows.append((split, task, "one", bad, f"{split}_{task}_clean.png", shown))
+            rows.append((split, task, "two", bad, f"{split}_{task}_clean.png", f"sky of {split}"))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows if backgrounds else [row[:-1] for row in rows])
+    for split in ("train", "val", "test"):
+        left = {task: [row.name for row in rows] for task, rows in load(folder, split, drop_overlap=drop).rows.items()}
+        some = ["two"] if drop and split in lost else ["one", "two"]
+        assert left == {"denoise": some, "derain": some, "dehaze": ["one", "two"]}
 
 
 def test_tasks_and_noise_levels_take_turns(folder):

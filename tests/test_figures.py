@@ -3,8 +3,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mirl_study import analysis, figures
-from mirl_study.settings import LOTTERY, METHODS
+from mirl_study import SettingsError, analysis, counts, figures, load_settings
+from mirl_study.settings import LOTTERY, METHODS, TASKS
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,153 @@ def test_save_writes_both_and_the_same_again(tmp_path, study):
 )
 def test_count(value, text):
     assert figures.count(value) == text
+
+
+def compared(**differences: list[float]) -> pd.DataFrame:
+    """Scores as `verdicts.gather` has them: of every task, each control so far above dense with each seed."""
+    parts = []
+    for control, values in {"dense": [0.0] * 3, **differences}.items():
+        for seed, value in enumerate(values):
+            psnr = dict.fromkeys(TASKS["all_in_one"], 30 + seed + value)
+            tasks = pd.DataFrame({"psnr": psnr, "input_psnr": dict.fromkeys(psnr, 29.5 + seed)})
+            parts.append(analysis.with_families(tasks).reset_index().assign(control=control, seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def drawn(axis, marker: str) -> list[tuple[float, float]]:
+    """Places of the single points that have this marker."""
+    lines = [line for line in axis.lines if line.get_marker() == marker and len(line.get_xdata(orig=False)) == 1]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+
+
+def test_controls_are_in_groups_under_the_ticket():
+    frame = compared(
+        snip=[0.1] * 3, mine=[0] * 3, ticket=[0.2] * 3, shuffled=[0] * 3, reinit=[0] * 3, small_dense=[0] * 3
+    )
+    axes = figures.controls_figure(frame, title="a title").axes
+    assert [axis.get_title() for axis in axes] == ["derain", "dehaze", "denoise (mean over σ)", "mean of the families"]
+    assert {axis.get_xlabel() for axis in axes} == {"PSNR above dense / dB"}
+    labels = sorted(zip(axes[0].get_yticks(), axes[0].get_yticklabels(), strict=True), key=lambda pair: pair[0])
+    assert [place for place, _ in labels] == list(range(10)) and axes[0].yaxis_inverted()
+    assert [(label.get_text(), label.get_fontweight()) for _, label in labels] == [
+        ("ticket", "normal"),
+        ("one thing changed", "bold"),
+        ("reinit", "normal"),
+        ("shuffled", "normal"),
+        ("pruned at the start", "bold"),
+        ("snip", "normal"),
+        ("not pruned", "bold"),
+        ("small_dense", "normal"),
+        ("other", "bold"),
+        ("mine", "normal"),
+    ]
+
+
+def test_controls_figure_draws_every_seed_the_mean_and_the_interval():
+    axis = figures.controls_figure(compared(ticket=[0.1, 0.2, 0.3], reinit=[0, 0.05, 0.1]), margin=0.25).axes[0]
+    for marker, values in (("o", (0.1, 0)), ("s", (0.2, 0.05)), ("^", (0.3, 0.1)), ("|", (0.2, 0.05))):
+        assert drawn(axis, marker) == [(pytest.approx(x), y) for x, y in zip(values, (0, 2), strict=True)]
+    bars = [line for line in axis.lines if line.get_linewidth() == 6]
+    assert list(bars[0].get_xdata()) == pytest.approx([0.2 - 0.248414, 0.2 + 0.248414], abs=1e-6)
+    band = axis.patches[0]
+    assert (band.get_x(), band.get_width()) == (-0.25, 0.5)
+    levels = {float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() in (":", "-.")}
+    assert levels == {0} and [text.get_text() for text in axis.texts] == ["← input −0.5"]
+    near = figures.controls_figure(compared(ticket=[-0.4, 0.2, 0.3])).axes[0]
+    assert -0.5 in {float(line.get_xdata()[0]) for line in near.lines if line.get_linestyle() == "-."}
+    assert not near.texts
+
+
+def test_controls_figure_says_what_the_marks_mean():
+    frame = compared(ticket=[0.1, 0.2, 0.3], reinit=[0, 0.05])
+    figure = figures.controls_figure(frame, margin=0.25, confidence=0.9)
+    assert texts(figure)[:5] == ["seed 0", "seed 1", "seed 2", "mean of the seeds", "90 % interval (paired by seed)"]
+    assert "within 0.25 dB of dense" in texts(figure)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "ticket" in names and "reinit (2 seeds)" in names
+    alone = figures.controls_figure(frame[frame.seed == 0])
+    assert not any("interval" in text for text in texts(alone))
+    assert drawn(alone.axes[0], "o") == [(pytest.approx(0.1), 0), (pytest.approx(0), 2)]
+
+
+def test_a_seed_that_is_far_out_is_an_arrow_with_its_value():
+    frame = compared(ticket=[0.1, 0.2, 0.3], reinit=[0, -9.04, 0.1], sign=[0.2, 0.1, 7])
+    axis = figures.controls_figure(frame).axes[0]
+    low, high = axis.get_xlim()
+    assert low > -2 and high < 2
+    arrows = {text.get_text(): text.get_position()[1] for text in axis.texts if "input" not in text.get_text()}
+    assert arrows == {"← −9.0": 2, "7.0 →": 3}
+    assert len(drawn(axis, "s")) == 2 and len(drawn(axis, "^")) == 2
+
+
+def test_controls_figure_against_the_ticket():
+    axis = figures.controls_figure(compared(ticket=[0.5, 0.2, 0.1]), "ticket").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["dense", "not pruned"]
+    assert axis.get_xlabel() == "PSNR above ticket / dB"
+    assert drawn(axis, "o") == [(pytest.approx(-0.5), 1)]
+    with pytest.raises(SettingsError, match="against='tiket'"):
+        figures.controls_figure(compared(ticket=[0.5, 0.2, 0.1]), "tiket")
+
+
+def test_controls_figure_of_one_task_has_one_panel():
+    frame = compared(ticket=[0.5, 0.2, 0.1]).query("task in ('derain', 'mean')")
+    assert [axis.get_title() for axis in figures.controls_figure(frame).axes] == ["derain"]
+
+
+def test_stopping_figure_marks_the_lowest():
+    losses = {("ticket", 0): [3, 1, 2], ("dense", 0): [3, 2, 1.5], ("ticket", 4): [3, 2, 1]}
+    parts = [
+        pd.DataFrame({"control": control, "seed": seed, "step": [50, 100, 150], "val_loss": values})
+        for (control, seed), values in losses.items()
+    ]
+    axes = figures.stopping_figure(pd.concat(parts)).axes
+    assert [axis.get_title() for axis in axes] == [
+        "seed 0\nlowest at step: dense 150, ticket 100",
+        "seed 4\nlowest at step: ticket 150",
+    ]
+    rings = [line for line in axes[0].lines if line.get_markersize() == 13]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(150, 1.5), (100, 1)]
+    assert axes[0].get_ylabel() == "validation loss (mean L1)" and axes[1].get_xlabel() == "step"
+
+
+def test_barrier_figure_draws_a_line_a_seed_and_names_the_barrier():
+    rows = [
+        (control, seed, alpha, task, 30 - depth * alpha * (1 - alpha))
+        for control, seed, depth in (("ticket", 0, 0), ("ticket", 1, 1), ("dense", 0, 8))
+        for alpha in (0, 0.5, 1)
+        for task in TASKS["all_in_one"]
+    ]
+    frame = pd.DataFrame(rows, columns=["control", "seed", "alpha", "task", "psnr"])
+    figure = figures.barrier_figure(frame)
+    assert [axis.get_title() for axis in figure.axes] == [
+        f"{name}\nbarrier: dense 2.00 dB, ticket 0.12 dB (0.00 to 0.25)"
+        for name in ("derain", "dehaze", "denoise (mean over σ)", "mean of the families")
+    ]
+    drawn = sorted(tuple(line.get_ydata()) for line in figure.axes[2].lines)
+    assert drawn == [(30, 28, 30), (30, 29.75, 30), (30, 30, 30)]
+    assert texts(figure) == ["dense, a line a seed", "ticket, a line a seed"]
+    derain = figures.barrier_figure(frame[(frame.task == "derain") & (frame.control == "ticket")])
+    assert [axis.get_title() for axis in derain.axes] == ["derain\nbarrier: ticket 0.12 dB (0.00 to 0.25)"]
+
+
+def test_norm_collapse_names_what_is_left_of_each_width():
+    frame = counts.norm_gains(load_settings("paper", network="nano", protocol="released", scope="layerwise"))
+    axis = figures.norm_collapse(frame).axes[0]
+    widths = sorted(set(frame.width))
+    assert (axis.get_yscale(), axis.get_xlabel()) == ("log", "round") and "gains left" in axis.get_ylabel()
+    for width, line in zip(widths, axis.lines, strict=True):
+        own = frame[frame.width == width]
+        assert line.get_ydata().tolist() == own.groupby("round").kept.first().tolist()
+        norms, left = own.layer.nunique(), own.kept.iloc[-1]
+        assert f"{left} of {width} ({norms} norm{'s' * (norms > 1)})" in [text.get_text() for text in axis.texts]
+    styles = {(line.get_marker(), line.get_linestyle()) for line in axis.lines}
+    assert len(styles) == len(widths) == len(axis.texts)
+    heights = sorted(text.xy[1] for text in axis.texts)
+    assert all(b / a > 1.1 for a, b in zip(heights, heights[1:], strict=False))  # labels do not touch
+
+
+def test_norm_collapse_ends_a_line_where_nothing_is_left():
+    rows = [(0, "a", 4, 4), (0, "b", 4, 4), (1, "a", 4, 1), (1, "b", 4, 2), (2, "a", 4, 0), (2, "b", 4, 0)]
+    axis = figures.norm_collapse(pd.DataFrame(rows, columns=["round", "layer", "width", "kept"])).axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [4, 1.5]
+    assert [text.get_text() for text in axis.texts] == ["0 of 4 (2 norms)"]

@@ -36,6 +36,36 @@ BAD = [
     ("three levels", {"network": {"blocks": [1, 1, 1]}}, "network.blocks=(1, 1, 1)", "four"),
     ("prompt size", {"network": {"prompt_size": 6}}, "network.prompt_size=6", "multiple of 4"),
     ("rounds to keep", {"keep_weights": "all"}, "keep_weights='all'", "list of whole numbers"),
+    ("protocol", {"protocol": "releasd"}, "protocol='releasd'", "'released'"),
+    ("protocol as a list", {"protocol": ["paper"]}, "protocol=['paper']", "sound"),
+    ("rewind", {"rewind": "weigths"}, "rewind='weigths'", "'weights'"),
+    ("rewind as bool", {"rewind": True}, "rewind=True", "text"),
+    ("rewind before the start", {"rewind_step": -1}, "rewind_step=-1", "0 to less than steps"),
+    ("rewind to the end", {"steps": 6, "warmup_steps": 2, "rewind_step": 6}, "rewind_step=6", "less than steps (6)"),
+    ("rewind step as float", {"rewind_step": 2.0}, "rewind_step=2.0", "whole number"),
+    ("a step to rewind to, without rewind", {"rewind": "none", "rewind_step": 2}, "rewind_step=2", "rewind is 'none'"),
+    ("count", {"count": "percentil"}, "count='percentil'", "'percentile'"),
+    ("densities that rise", {"densities": [0.5, 0.6]}, "densities=(0.5, 0.6)", "less than the one before"),
+    ("densities that stay", {"densities": [0.5, 0.5]}, "densities=(0.5, 0.5)", "less than the one before"),
+    ("density 1", {"densities": [1, 0.5]}, "densities=(1.0, 0.5)", "less than the one before"),
+    ("density 0", {"densities": [0.5, 0.0]}, "densities=(0.5, 0.0)", "between 0 and 1"),
+    ("density nan", {"densities": [float("nan")]}, "densities=(nan,)", "between 0 and 1"),
+    ("densities as text", {"densities": "0.5"}, "densities='0.5'", "a list of numbers"),
+    ("one density", {"densities": 0.5}, "densities=0.5", "a list of numbers"),
+    ("density as bool", {"densities": [True]}, "densities=(True,)", "a list of numbers"),
+    ("schedule", {"schedule": "epochs"}, "schedule='epochs'", "'epoch'"),
+    ("no epochs", {"epochs": 0}, "epochs=0", "at least 1"),
+    ("half an epoch", {"epochs": 0.5}, "epochs=0.5", "whole number"),
+    ("weight decay below 0", {"weight_decay": -0.01}, "weight_decay=-0.01", "0 or more"),
+    ("weight decay without end", {"weight_decay": float("inf")}, "weight_decay=inf", "0 or more"),
+    ("weight decay as text", {"weight_decay": "0.01"}, "weight_decay='0.01'", "a number"),
+    ("norm to clip at below 0", {"clip_norm": -1}, "clip_norm=-1.0", "0 or more"),
+    ("norm to clip at as nan", {"clip_norm": float("nan")}, "clip_norm=nan", "0 or more"),
+    ("augmentation", {"augmentation": "flip"}, "augmentation='flip'", "'flips'"),
+    ("overlap", {"drop_overlap": "yes"}, "drop_overlap='yes'", "true or false"),
+    ("prunable norms", {"prune_norms": 1}, "prune_norms=1", "true or false"),
+    ("first lr above lr", {"lr_start": 0.5}, "lr_start=0.5", "0 to lr"),
+    ("round of the ticket", {"ticket_round": 0}, "ticket_round=0", "at least 1"),
 ]
 
 
@@ -112,3 +142,13 @@ def test_settings_of_each_setting_name_their_tasks():
         "MIR-L-LW",
     )
     assert "profile" in Settings.field_names() and len(Settings.field_names()) == len(dataclasses.fields(Settings))
+
+
+def test_a_list_of_densities_says_how_many_rounds_there_are():
+    settings = load_settings("smoke", densities=[0.5, 0.2, 0.1], rounds=15)
+    assert settings.rounds == 3
+    left = 1.0
+    for index, density in enumerate(settings.densities, 1):
+        left *= 1 - settings.rate_of(index)
+        assert left == pytest.approx(density, rel=1e-12)
+    assert settings.replace(densities=(), rounds=4).rate_of(4) == settings.rate

@@ -9,7 +9,8 @@ import papermill
 import pytest
 from nbformat import NotebookNode
 
-from mirl_study.settings import ONE_SHOT
+from mirl_study import SettingsError, controls, counts, load_settings
+from mirl_study.settings import CONTROLS, ONE_SHOT
 from mirl_study.store import project_root
 
 NOTEBOOKS = {path.stem[:2]: path for path in sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))}
@@ -21,7 +22,8 @@ DEFAULTS = {
     "results": '""',
     "overrides": "{}",
 }
-LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed=seed, **overrides)"
+SEVERAL = {"seeds": "[0]", "controls": "[]", "margin": "0.1", "confidence": "0.95"}  # instead of one seed
+LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed={}, **overrides)"
 MADE = {"02": ["dense"], "03": ["dense", *ONE_SHOT], "04": ["dense", "MIR-L-G"]}  # runs of the notebooks that train
 EXERCISES = {  # answers to the exercises, right and wrong
     "01": """
@@ -42,6 +44,18 @@ assert "off by 1:" in check_removed(int(0.7 * dense.mask.size + 0.5) + 1) and "h
 after_one = masks[0].kept - int(settings.rate * masks[0].kept + 0.5)
 after_two = after_one - int(settings.rate * after_one + 0.5)
 assert check_kept(after_two) == "right" and "off by 1:" in check_kept(after_two + 1) and "hint" in check_kept(None)
+""",
+    "07": """
+own = gaps["mean"].iloc[0]
+nearest = max(0.0, -own)
+assert check_margin(nearest) == "right" and "too large" in check_margin(nearest + 0.02)
+assert own >= 0 or "too small" in check_margin(nearest - 1e-6)
+assert "hint" in check_margin(None) and "hint" in check_margin(-1)
+assert set(frame.control) == {"ticket", "dense", "shuffled", "random_layers"}
+assert list(equal.index[equal["as many in each layer"]]) == ["ticket", "shuffled", "random_layers"]
+assert list(equal.index[equal["the same weights"]]) == ["ticket"]
+assert budget["steps in all"].to_dict() == dict.fromkeys(budget.index.drop("dense"), 18) | {"dense": 6}
+assert len(gap) == 0 and set(name for name, _ in chains) == {label(False)}
 """,
 }
 
@@ -84,19 +98,27 @@ def test_opens_with_a_question_and_leads_on(number):
     assert all(name in last for name in following)
 
 
+def wanted_parameters(number: str) -> dict[str, str]:
+    return {name: value for name, value in DEFAULTS.items() if name != "seed"} | SEVERAL if number == "07" else DEFAULTS
+
+
+def load(number: str) -> str:
+    return LOAD.format("seeds[0]" if number == "07" else "seed")
+
+
 def test_parameters(number):
     tagged = [cell for cell in code(read(number)) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code(read(number))[:1]
     lines = [re.fullmatch(r"(\w+): (\w+) = (.+?)  # \S.*", line) for line in tagged[0].source.splitlines()]
-    assert {line[1]: line[3] for line in lines} == DEFAULTS
+    assert {line[1]: line[3] for line in lines} == wanted_parameters(number)
     # papermill shows them in its help only if it can read each line
     shown = papermill.inspect_notebook(NOTEBOOKS[number])
-    assert {name: entry["default"] for name, entry in shown.items()} == DEFAULTS
+    assert {name: entry["default"] for name, entry in shown.items()} == wanted_parameters(number)
     assert all(entry["help"] and entry["inferred_type_name"] for entry in shown.values())
 
 
 def test_validation_follows(number):
-    assert LOAD in code(read(number))[1].source.splitlines()
+    assert load(number) in code(read(number))[1].source.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +151,10 @@ def test_runs(number, results, environment, tmp_path):
     notebook = read(number)
     if number in EXERCISES:
         notebook.cells.append(nbformat.v4.new_code_cell(EXERCISES[number].strip()))
-    seed = 1 if number in MADE else 0
-    execute(notebook, tmp_path, results=str(results), seed=seed)
+    given = {"seed": 1 if number in MADE else 0}
+    if number == "07":
+        given = {"seeds": [0], "controls": ["shuffled", "random_layers"]}
+    execute(notebook, tmp_path, results=str(results), **given)
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     outputs = [output for cell in code(executed) for output in cell.outputs]
     assert [cell.id for cell in code(executed) if cell.metadata.papermill.exception is not False] == []
@@ -140,6 +164,48 @@ def test_runs(number, results, environment, tmp_path):
         assert (results / "smoke" / "all_in_one" / method / "seed1" / "summary.csv").is_file()
 
 
+def test_controls_that_are_asked_for():
+    everything = [name for group in CONTROLS.values() for name in group]
+    assert controls.chosen([], [0]) == everything
+    assert controls.chosen(["norms", "reinit", "norms"], [3, 0]) == ["reinit", "norms"]
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "message"),
+    [
+        (["reinitt"], [0], "controls='reinitt' is not one of .* (did you mean 'reinit'?)"),
+        ([3], [0], "controls=3 is not one of .*"),
+        ("reinit", [0], "controls='reinit' is not allowed: a list of names, .*"),
+        ([], [], "seeds=[] is not allowed: a list of different whole numbers, at least one"),
+        ([], [0, 1, 0], "seeds=[0, 1, 0] is not allowed: .*"),
+        ([], ["0"], "seeds=['0'] is not allowed: .*"),
+        ([], [True], "seeds=[True] is not allowed: .*"),
+        ([], 0, "seeds=0 is not allowed: .*"),
+    ],
+)
+def test_controls_that_cannot_be(names, seeds, message):
+    with pytest.raises(SettingsError) as error:
+        controls.chosen(names, seeds)
+    assert re.fullmatch(re.escape(message).replace(r"\.\*", ".*"), str(error.value))
+
+
+def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environment, tmp_path):
+    """As the study's jobs run it: one control, and nothing else is there yet."""
+    notebook, results = read("07"), shutil.copytree(smoke_results, tmp_path / "results")
+    notebook.cells.append(
+        nbformat.v4.new_code_cell("assert len(gap) == 2 and set(frame.control) == {'ticket', 'dense'}")
+    )
+    execute(notebook, tmp_path, results=str(results), seeds=[0], controls=["norms"])
+    made = [path.name for path in (results / "smoke" / "all_in_one" / "controls").iterdir()]
+    assert made == ["MIR-L-LW-norms"]
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    text = "".join(output.get("text", "") for cell in code(executed) for output in cell.outputs)
+    assert "no line to show" in text and "the measure of chance is not there" in text
+    gains = counts.norm_gains(load_settings("smoke", prune_norms=True, scope="layerwise"))
+    left = gains[gains["round"] == gains["round"].max()]
+    assert f"{left.kept.sum()} of {left.width.sum()} gains left" in text  # as the rule has it, without a training
+
+
 @pytest.mark.parametrize(
     ("number", "given", "message"),
     [
@@ -147,6 +213,8 @@ def test_runs(number, results, environment, tmp_path):
         ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
         ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
         ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
+        ("07", {"controls": ["shufled"]}, "controls='shufled' is not one of .* \\(did you mean 'shuffled'\\?\\)"),
+        ("07", {"margin": -0.1}, "margin=-0.1 is not allowed: 0 or more, in dB"),
     ],
 )
 def test_a_mistake_stops_before_any_work(number, given, message, environment, tmp_path):
@@ -157,5 +225,5 @@ def test_a_mistake_stops_before_any_work(number, given, message, environment, tm
     assert re.match(message, stopped.value.evalue) and "\n" not in stopped.value.evalue
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     failed = [cell.source for cell in code(executed) if any(o.output_type == "error" for o in cell.outputs)]
-    assert [LOAD in source for source in failed] == [True]
+    assert [load(number) in source for source in failed] == [True]
     assert not results.exists()
