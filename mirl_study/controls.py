@@ -1,4 +1,9 @@
-"""Controls of a ticket: what else could explain its score. Each is one small function from a case to a trial."""
+"""Controls of a ticket: what else could explain its score. Each is one small function from a case to a trial.
+
+Where something is not rewound to initialisation, controls that keep the ticket's start keep that too: values that carry
+over (``rewind``), or the late rewind point, from which they train the rest of the schedule. ``reinit``, ``sign`` and
+the networks that start anew train the whole of it.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence

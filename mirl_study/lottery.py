@@ -167,9 +167,10 @@ def rounds(
                 _hand_over(Round(run, index, mask, *record[:2]), network, run, bench)
             run.finish(index, *record)  # last: a round counts as finished when the next one can begin
         last = load_round(run, index)
+        if index == settings.rounds:  # before the last round is handed out: who takes it may not come back
+            progress.close()
+            store.write_summary(run.folder)
         yield last
-    progress.close()
-    store.write_summary(run.folder)
 
 
 def rewound(run: Run, index: int) -> PromptIR:

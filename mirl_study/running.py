@@ -139,7 +139,8 @@ def check_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[s
     """
     defaults = parameter_defaults(notebook)
     has_settings = {"profile", "overrides"} <= defaults.keys()
-    names = [*defaults, *(Settings.field_names() if has_settings else ())]
+    others = [name for name in Settings.field_names() if not (name == "seed" and "seeds" in defaults)]
+    names = [*defaults, *(others if has_settings else ())]
     for name, _ in given:
         if name not in names:
             known = ", ".join(dict.fromkeys(names)) or "none"

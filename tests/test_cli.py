@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mirl_study import cli, running, study
-from mirl_study.settings import METHODS, SettingsError, load_settings
+from mirl_study.settings import CONTROLS, METHODS, SettingsError, load_settings
 
 PARAMETERS = """
 profile: str = "laptop"  # named settings
@@ -249,6 +249,16 @@ def test_a_dry_run_lists_the_chains_and_writes_nothing(tmp_path, capsys):
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
     assert everything_below(tmp_path) == []
+
+
+def test_a_dry_run_with_controls_lists_them_too(tmp_path, capsys):
+    code, out, _ = mirl(
+        capsys, "study", "--profile", "smoke", "--results", tmp_path / "results", "--dry-run", "--controls"
+    )
+    names = [name for group in CONTROLS.values() for name in group]
+    assert code == 0 and everything_below(tmp_path) == []
+    labels = [load_settings("smoke").control(name) for name in names]
+    assert [line.split()[0] for line in out.splitlines()] == [*METHODS, *labels]
 
 
 def test_a_chain_reads_its_progress_and_survives_a_broken_one(tmp_path):

@@ -252,6 +252,29 @@ def history(*losses: float) -> pd.DataFrame:
     return pd.DataFrame({"step": [50 * (i + 1) for i in range(len(losses))], "val_loss": losses})
 
 
+def test_findings_say_on_which_side_of_the_ticket_a_control_is():
+    seeds = (0, 1, 2)
+    scores = frame(
+        dense={s: 30.0 + s for s in seeds},
+        ticket={s: 30.2 + s + 0.01 * s for s in seeds},
+        reinit={s: 29.2 + s + 0.01 * s * s for s in seeds},
+        snip={s: 31.2 + s for s in seeds},
+        grasp={s: 30.2 + s + (-1) ** s for s in seeds},
+    )
+    first, second = verdicts.findings(scores, 0.1)
+    assert first.startswith("On the mean of the families, the ticket is winning: +0.210 dB to dense")
+    below, above, same = second.partition(": ")[2].split("; ")
+    assert below == "below it are reinit (−0.99 dB)" and above == "above it are snip (+0.99 dB)"
+    assert same.startswith("not to be told from it are grasp")
+
+
+def test_findings_of_one_seed_tell_nothing_apart():
+    scores = frame(dense={0: 30.0}, ticket={0: 29.95}, reinit={0: 20.0})
+    verdict, rest = verdicts.findings(scores, 0.1)
+    assert "matching by its one seed" in verdict and "no control can be told" in rest
+    assert len(verdicts.findings(scores[scores.control != "reinit"], 0.1)) == 1
+
+
 @pytest.mark.parametrize(
     ("losses", "step"), [((3, 1, 2), 100), ((3, 1, 1), 100), ((3, 2, 1), 150), ((math.nan, 2, 3), 100)]
 )
