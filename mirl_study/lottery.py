@@ -1,6 +1,7 @@
 """Algorithm 1 as a generator of rounds, and the one-shot baselines."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -274,8 +275,22 @@ def next_mask(
     )
     table, rate = describe(network), settings.rate_of(index)
     rates = dict.fromkeys(table.name[table.kind == "output"], rate * settings.output_rate)
+    if settings.densities:  # from the whole network, so that rounding does not add up over the rounds
+        rate = _to_density(list(mask.values()), settings, index)
+        rates = {
+            name: _to_density([keep], settings, index, settings.output_rate if name in rates else 1.0)
+            for name, keep in mask.items()
+        }
     scores = criteria.CRITERIA[settings.criterion](evidence)
     return criteria.prune(mask, scores, rate, settings.scope, rates, settings.count)
+
+
+def _to_density(tensors: list[torch.Tensor], settings: Settings, index: int, share: float = 1.0) -> float:
+    """Returns the rate that brings tensors of a mask to the density listed for a round; ``share`` of its rates."""
+    density = math.prod(1 - share * settings.rate_of(past) for past in range(1, index + 1))
+    kept = sum(int(keep.sum()) for keep in tensors)
+    target = int(density * sum(keep.numel() for keep in tensors) + 0.5)
+    return max(0.0, 1 - target / kept) if kept else 0.0
 
 
 def criterion_batches(bank: Bank, settings: Settings) -> list[tuple[torch.Tensor, torch.Tensor]]:

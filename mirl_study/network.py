@@ -313,8 +313,9 @@ def _kinds(network: nn.Module) -> Iterator[tuple[str, str]]:
                 yield path, kind
             elif target is not None:
                 for layer, inner in target.named_modules():
+                    own = "norm" if isinstance(inner, nn.LayerNorm) else kind
                     for name, _ in inner.named_parameters(recurse=False):
-                        yield ".".join(part for part in (path, layer, name) if part), "bias" if name == "bias" else kind
+                        yield ".".join(part for part in (path, layer, name) if part), "bias" if name == "bias" else own
 
 
 def describe(network: nn.Module) -> pd.DataFrame:
