@@ -1,7 +1,7 @@
 """A small data set from photographs inside installed packages: no download, a few seconds.
 
-`prepare` shrinks and crops each photograph, degrades it with seeded rain and haze, and writes PNG pairs, a manifest
-and a data card. Noise is not stored: it is drawn on the fly from the clean images.
+`prepare` shrinks and crops each photograph, degrades it with seeded rain, haze and a social network's handling, and
+writes PNG pairs, a manifest and a data card. Noise is not stored: it is drawn on the fly from the clean images.
 """
 
 import csv
@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from mirl_study import degradations
-from mirl_study.degradations import HazeRanges, RainRanges
+from mirl_study.degradations import HazeRanges, RainRanges, UploadRanges
 from mirl_study.settings import SIGMAS, SettingsError
 
 SPLITS = ("train", "val", "test")
@@ -88,18 +88,20 @@ def prepare(folder: Path, seed: int = 0) -> Path:
     """Prepare the embedded data set, once.
 
     Returns at once if the folder is complete. Otherwise all is written into a temporary sibling, which is then
-    renamed: nobody ever sees half a folder, and of two processes at once one wins and both return.
+    renamed: nobody ever sees half a folder, and of two processes at once one wins and both return. What was prepared
+    by another recipe (that of an earlier version) is prepared anew.
 
     Args:
-        folder: where the data set goes; absent, empty, complete, or left incomplete by an earlier run.
-        seed: of every rain and haze variant.
+        folder: where the data set goes; absent, empty, complete, by another recipe, or left incomplete by an earlier
+            run.
+        seed: of every degraded variant.
 
     Returns:
         `folder`.
 
     Raises:
         SettingsError: a photograph is missing or broken, or the folder is unusable: it holds something else, lacks
-            a listed file, or was prepared with another seed or recipe.
+            a listed file, or was prepared with another seed.
     """
     folder = Path(folder)
     if ready(folder, seed):
@@ -142,16 +144,17 @@ def ready(folder: Path, seed: int = 0) -> bool:
     """Whether the folder holds the whole data set of this seed and recipe.
 
     Raises:
-        SettingsError: it holds that of another seed or recipe, or a listed file is missing.
+        SettingsError: it holds that of another seed, or a listed file is missing.
     """
     if (card := _read_card(folder)) is None:
         return False
-    for key, wanted in {"seed": seed, "recipe": _fingerprint()}.items():
-        if card[key] != wanted:
-            raise SettingsError(
-                f"{key}={wanted!r}: data folder {folder} was prepared with {card[key]!r}; "
-                "remove it and it is made again, or name another"
-            )
+    if card["seed"] != seed:
+        raise SettingsError(
+            f"seed={seed!r}: data folder {folder} was prepared with {card['seed']!r}; "
+            "remove it and it is made again, or name another"
+        )
+    if card["recipe"] != _fingerprint():
+        return False
     for name in card["files"]:
         _listed(folder, name)
     return True
@@ -173,19 +176,29 @@ def _listed(folder: Path, name: str) -> Path:
 
 
 def _set_aside(folder: Path) -> None:
-    """Remove what an incomplete preparation left, unless it could be somebody's own files."""
+    """Remove what an incomplete preparation or another recipe left, unless it could be somebody's own files."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise SettingsError(f"data folder {folder}: is a file; name a folder")
-    if strangers := sorted({path.name for path in folder.iterdir()} - OURS):
-        raise SettingsError(f"data folder {folder}: holds {strangers[0]!r}, not prepared here; name an empty folder")
     aside = _sibling(folder)
     try:
+        if strangers := _strangers(folder):
+            raise SettingsError(
+                f"data folder {folder}: holds {strangers[0]!r}, not prepared here; name an empty folder"
+            )
         folder.rename(aside)
     except FileNotFoundError:  # another process has just done it
         return
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What lies in the folder and is not ours: by the card where it is whole, or else by the names at the top."""
+    if (card := _read_card(folder)) is None:
+        return sorted({path.name for path in folder.iterdir()} - OURS)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return sorted(there - {*card["files"], "card.json"})
 
 
 def _sibling(folder: Path) -> Path:
@@ -205,14 +218,18 @@ def _fingerprint() -> str:
     """Hash of what, besides the seed, decides the data: the list of photographs and the ranges."""
     recipe = _recipe()
     files = [(photograph["name"], photograph["file"], photograph["split"]) for photograph in recipe["photographs"]]
-    text = f"{files!r} {recipe['reduce']!r} {recipe['variants']!r} {_rain()!r} {HazeRanges()!r}"
+    text = f"{files!r} {recipe['reduce']!r} {recipe['variants']!r} {_rain()!r} {HazeRanges()!r} {UploadRanges()!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _write(folder: Path, seed: int) -> None:
     """Write images, manifest and card."""
     recipe, rows, sources, psnr = _recipe(), [], [], {}
-    degrade_as = {"derain": functools.partial(degradations.rain, ranges=_rain()), "dehaze": degradations.haze}
+    degrade_as = {
+        "derain": functools.partial(degradations.rain, ranges=_rain()),
+        "dehaze": degradations.haze,
+        "jpeg": degradations.social_network,
+    }
     for photograph in photographs():
         clean = photograph.read()
         split, name = photograph.split, photograph.name
@@ -287,13 +304,14 @@ def _source(photograph: Photograph, clean: np.ndarray) -> dict:
 
 def _write_card(folder: Path, seed: int, recipe: dict, sources: list[dict], rows: list[tuple], psnr: dict) -> None:
     """Write the data card, for programs and for people; every number in it is measured here."""
-    counts = {task: dict.fromkeys(SPLITS, 0) for task in ("denoise", "derain", "dehaze")}
+    counts = {task: dict.fromkeys(SPLITS, 0) for task in ("denoise", "derain", "dehaze", "jpeg")}
     for split, task, *_ in rows:
         counts[task][split] += 1
     card = {
         "what": f"Photographs from installed packages, shrunk to 1/{recipe['reduce']} by area averaging (which also "
-        "removes most traces of JPEG) and cropped to multiples of 8, with seeded synthetic rain and haze. Real "
-        "photographs, synthetic degradations: results on it are no benchmark results.",
+        "removes most traces of JPEG) and cropped to multiples of 8, with seeded synthetic rain and haze, and as "
+        "a social network would give them back. Real photographs, synthetic degradations: results on it are no "
+        "benchmark results.",
         "seed": seed,
         "recipe": _fingerprint(),
         "split_why": recipe["why"],
@@ -308,7 +326,7 @@ def _write_card(folder: Path, seed: int, recipe: dict, sources: list[dict], rows
             }
             for task in sorted({task for task, _ in psnr})
         },
-        "ranges": {"rain": asdict(_rain()), "haze": asdict(HazeRanges())},
+        "ranges": {"rain": asdict(_rain()), "haze": asdict(HazeRanges()), "jpeg": asdict(UploadRanges())},
         "files": {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
     (folder / "card.md").write_text(_as_markdown(card), encoding="utf-8")

@@ -31,6 +31,7 @@ from mirl_study.settings import (
 from mirl_study.store import Run, results_root
 
 FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"}
+SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
 RUN = ["setting", "method", "seed"]  # what names a run
 IDENTITY = 1e-3  # dB: closer than this on every test image, and the network returns its input
 SAME_IMAGE = 0.05  # dB: further than this from the recorded score, and the data are not those of the run
@@ -183,7 +184,7 @@ def with_families(tasks: pd.DataFrame, how: Any = "mean") -> pd.DataFrame:
     groups = pd.DataFrame(families).T
     groups.loc["mean"] = groups.agg(how)
     groups = groups[~groups.index.isin(tasks.index)]
-    order = [name for name in (*TASKS["all_in_one"], "denoise", "mean") if name in {*tasks.index, *groups.index}]
+    order = [name for name in (*SINGLE, "denoise", "mean") if name in {*tasks.index, *groups.index}]
     return pd.concat([tasks, groups]).loc[order].rename_axis("task")
 
 
@@ -462,7 +463,7 @@ def restorations(
         psnr = {label: evaluation.psnr(image[None], sample.target).item() for label, image in images.items()}
         images["target"] = sample.target[0]
         made[sample.task] = Restoration(sample.task, sample.name, {k: v.cpu() for k, v in images.items()}, psnr)
-    return [made[task] for task in TASKS["all_in_one"] if task in made]
+    return [made[task] for task in SINGLE if task in made]
 
 
 def check_sparsest(answer: str | None, densities: pd.DataFrame) -> str:

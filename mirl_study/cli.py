@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from mirl_study.cli_data import data
 from mirl_study.settings import SettingsError, nearest
 
 PARAMETER = click.option(
@@ -58,19 +59,7 @@ def doctor() -> None:
         raise click.exceptions.Exit(1)
 
 
-@cli.group(no_args_is_help=False)
-def data() -> None:
-    """The images."""
-
-
-@data.command()
-@click.option("--folder", metavar="DIR", type=click.Path(path_type=Path), help="[default: data/embedded]")
-def prepare(folder: Path | None) -> None:
-    """Make the embedded images, which need no download; nothing happens if they are there."""
-    from data_prep.embedded import prepare as prepare_embedded
-    from mirl_study.store import project_root
-
-    click.echo(prepare_embedded(folder or project_root() / "data" / "embedded"))
+cli.add_command(data)
 
 
 @cli.command()

@@ -49,7 +49,7 @@ class Bank:
         pixels: every image, flat, uint8, on the training device.
         shapes: (height, width) of each image.
         starts: where each image begins in ``pixels``.
-        rows: what there is to restore, by family of tasks (``denoise``, ``derain``, ``dehaze``).
+        rows: what there is to restore, by family of tasks (``denoise``, ``derain``, ``dehaze``, ``jpeg``).
         noise_rounding, augmentation: see Settings.
     """
 
@@ -170,7 +170,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list[tuple[int, int]], Rows]:
     """Reads the manifest and the headers of one split's images; returns paths, (height, width) of each, and rows."""
     folder = data_folder(settings, root)
-    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False, dtype=str)
     if settings.drop_overlap and "background" in manifest:
         tested = manifest[manifest.split == "test"].background
         manifest = manifest[(manifest.split == "test") | ~manifest.background.isin(tested[tested != ""])]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mirl_study import analysis, figures, verdicts
 from mirl_study.analysis import IDENTITY, RUN, Restoration
 from mirl_study.data import load_bank
-from mirl_study.settings import LOTTERY, METHODS, SETTINGS, TASKS, SettingsError, read_settings
+from mirl_study.settings import LOTTERY, METHODS, SETTINGS, SettingsError, read_settings
 from mirl_study.store import project_root, results_root, write_csv
 
 MARGIN = 0.1  # dB
@@ -70,6 +70,7 @@ def write(results: Path | str | None = None, profile: str = "laptop", margin: fl
                     "findings": findings(scores, densities, setting, margin),
                     "table": _html(as_text(numbers)),
                     "caption": caption(numbers),
+                    "published": "paper_parameters" in numbers,
                     "files": [path.relative_to(made).as_posix() for path in files],
                     "figures": drawn,
                     "left_out": left_out,
@@ -138,7 +139,7 @@ def table(scores: pd.DataFrame, setting: str) -> pd.DataFrame:
         ``paper_<task>_<test set>_psnr`` and ``_ssim``. Missing where there is no such number.
     """
     means = analysis.over_seeds(scores[scores.setting == setting])
-    tasks = [task for task in (*TASKS["all_in_one"], "mean") if task in set(means.task)]
+    tasks = [task for task in (*analysis.SINGLE, "mean") if task in set(means.task)]
     tasks = tasks if len(tasks) > 2 else tasks[:1]  # of a single task, the mean is that task
     dense = round((means.parameters - means.kept + means.kept / means.density).max())  # never pruned + prunable
     paper = _paper(setting)
@@ -190,6 +191,8 @@ def _paper(setting: str) -> pd.DataFrame:
         if setting == "all_in_one"
         else numbers[(numbers.setting == "single") & (numbers.task == setting)]
     )
+    if numbers.empty:  # the paper has no such setting
+        return pd.DataFrame()
     sigma = numbers.sigma.map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
     numbers = numbers.assign(place="paper_" + numbers.task + sigma + "_" + numbers.dataset)
     wide = numbers.pivot(index="method", columns="place", values=["psnr_db", "ssim"])
@@ -224,6 +227,8 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
             label = place.removeprefix("paper_").replace("_", " ")
             text[THEIRS if paper else OURS, label] = pd.Series(cells, index=numbers.index)
     for group, prefix in ((OURS, ""), (THEIRS, "paper_")):
+        if f"{prefix}parameters" not in numbers:
+            continue
         text[group, "parameters"] = numbers[f"{prefix}parameters"].map(
             lambda value: "–" if pd.isna(value) else figures.count(value)
         )
@@ -280,8 +285,9 @@ def write_table(numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     write_csv(paths[0], numbers)
     text = as_text(numbers)
     flat = text.set_axis([column if group != THEIRS else f"paper: {column}" for group, column in text.columns], axis=1)
-    source = "Columns that begin with “paper” are copied from arXiv 2510.14463: other network, data and steps."
-    paths[1].write_text(f"{flat.to_markdown(index=False)}\n\n{caption(numbers)} {source}\n", encoding="utf-8")
+    source = " Columns that begin with “paper” are copied from arXiv 2510.14463: other network, data and steps."
+    source = source if THEIRS in set(text.columns.get_level_values(0)) else ""
+    paths[1].write_text(f"{flat.to_markdown(index=False)}\n\n{caption(numbers)}{source}\n", encoding="utf-8")
     columns = "ll" + "r" * (text.shape[1] - 2)
     plain = text.map(lambda cell: cell.replace("–", "--"))
     latex = plain.to_latex(

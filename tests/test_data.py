@@ -1,4 +1,5 @@
 import csv
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def folder(tmp_path):
     rng = np.random.default_rng(0)
     rows = []
     for split in ("train", "val", "test"):
-        for task in ("denoise", "derain", "dehaze"):
+        for task in ("denoise", "derain", "dehaze", "jpeg"):
             for kind in ("clean", "bad")[: 1 if task == "denoise" else 2]:
                 Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(
                     tmp_path / f"{split}_{task}_{kind}.png"
@@ -173,11 +174,63 @@ def test_whole_images_are_the_same_for_everybody(folder):
 def test_the_fingerprint_follows_pixels_and_pairs(folder):
     before = load(folder).fingerprint
     assert before == load(folder).fingerprint != load(folder, "val").fingerprint
+    with (folder / "manifest.csv").open("a") as file:  # the same pixels once more, under another name
+        file.write("train,derain,two,train_derain_bad.png,train_derain_clean.png\n")
+    twice = load(folder).fingerprint
+    assert twice != before
     path = folder / "train_derain_bad.png"
     pixels = np.asarray(Image.open(path)).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(path)
-    assert load(folder).fingerprint != before
+    assert load(folder).fingerprint not in (before, twice)
+
+
+MADE_WITH = {"numpy": "2.4.6", "scipy": "1.17.1", "pillow": "13.0.0", "scikit-image": "0.26.0"}
+EMBEDDED = {  # fingerprints of the embedded data by setting: train, val, test
+    "all_in_one": (
+        "ef70cb2fbe0d0f55a67241b709ffb5a8b5e29b600539d4e01d1adc3a80926f4b",
+        "64bf24f9a624b829feb26e019d567f42178042ed1e2db61f266d26ead4cbabfb",
+        "63cdbddaa3f6644a0b169d4fcc09455d1c88eceeca05900889fb28703a26db79",
+    ),
+    "derain": (
+        "547f4d9ba6acf169cc9d1f80b262030c5241ea34c5236a3d62ec90460e6ded99",
+        "990b234d07211096cb434dcf90c47fb9e926d8fd1747a85f0d4472b682078d46",
+        "9cfc50c32fd07b3d29c2632ec7741d06737284576db859199b8b7e459d3583ec",
+    ),
+    "dehaze": (
+        "1f689d2ade4ab77977a1582cf2c88d600ca5823cccd8fde9d0f6f27f70564db5",
+        "4409eaaed0d04de02d9017cfe6223f41c11de88db1f1564b0064d208dbcb3a09",
+        "e3d1dbcade8a012b9e9636d7cd0a140a0ba29dde842a14bb253f140e06ac782f",
+    ),
+    "denoise": (
+        "d453e322dc79585a322da0563fa058e07a80426458ffd952d6b9365425dbaf69",
+        "923d7e2fc23bd03caf92c26226c84ca4a102ff01ad883183cced4c22080df7e8",
+        "8fb95ff5904ae47d7b0e81186c1ba6f4df6d4c3327adef2075c248af59e6c2ae",
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", EMBEDDED)
+def test_the_embedded_data_are_those_of_earlier_results(setting):
+    """Runs on disk belong to their data: another task, card or manifest column must not change these."""
+    others = [name for name, made_with in MADE_WITH.items() if version(name) != made_with]
+    if others:
+        pytest.skip(f"the images depend on the versions of {', '.join(others)}, which are others here")
+    settings = load_settings("laptop", setting=setting)
+    banks = [load_bank(settings, split, project_root()) for split in ("train", "val", "test")]
+    assert tuple(bank.fingerprint for bank in banks) == EMBEDDED[setting]
+
+
+def test_the_traces_of_a_social_network_are_stored_pairs_of_a_setting_of_their_own(folder):
+    assert list(load(folder).rows) == ["denoise", "derain", "dehaze"], "all-in-one is the paper's"
+    bank = load(folder, setting="jpeg")
+    assert {family: [row.name for row in rows] for family, rows in bank.rows.items()} == {"jpeg": ["one"]}
+    degraded, target = bank.batch(4, 16, seed=0, order=0, step=0)
+    assert not torch.equal(degraded, target)
+    samples = list(load(folder, "test", setting="jpeg").samples())
+    assert [(sample.task, sample.name) for sample in samples] == [("jpeg", "one")]
+    stored = np.asarray(Image.open(folder / "test_jpeg_bad.png"))
+    assert np.array_equal(samples[0].degraded[0].permute(1, 2, 0).mul(255).round().numpy(), stored)
 
 
 def truncate(path):

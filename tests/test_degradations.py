@@ -1,18 +1,24 @@
-"""Noise, rain and haze do what their formulas say."""
+"""Noise, rain and haze do what their formulas say; a social network's handling is that of its parts."""
+
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mirl_study.degradations import (
     HazeRanges,
     RainRanges,
+    UploadRanges,
     depth_map,
     gaussian_noise,
     haze,
+    jpeg,
     rain,
     rain_layer,
     scatter,
+    social_network,
     streak_kernel,
 )
 
@@ -103,8 +109,8 @@ def test_streak_is_as_long_and_as_wide_as_asked():
     assert kernel[middle, middle + 1] == pytest.approx(np.exp(-0.5))
 
 
-@pytest.mark.parametrize("degrade", [rain, haze])
-def test_rain_and_haze_depend_on_the_seed_alone(degrade, image):
+@pytest.mark.parametrize("degrade", [rain, haze, social_network])
+def test_what_is_drawn_depends_on_the_seed_alone(degrade, image):
     before = image.copy()
     first, again, other = (degrade(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
@@ -138,3 +144,84 @@ def test_haze_without_range_is_the_formula(image):
     ranges = HazeRanges(airlight=(0.9, 0.9), beta=(0.7, 0.7))
     depth = depth_map(*image.shape[:2], np.random.default_rng(4), ranges)
     assert np.array_equal(haze(image, np.random.default_rng(4), ranges), scatter(image, depth, 0.9, 0.7))
+
+
+def smooth(height: int = 72, width: int = 96) -> np.ndarray:
+    """A photograph of sorts: depth in three colours, which JPEG and resizing can keep."""
+    depths = [depth_map(height, width, np.random.default_rng(seed)) for seed in range(3)]
+    return np.rint(255 * np.stack(depths, axis=-1)).astype(np.float32) / 255
+
+
+def error(image: np.ndarray, clean: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((image - clean) ** 2)))
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_jpeg_is_that_of_pillow(subsampling, image):
+    file = io.BytesIO()
+    picture = Image.fromarray(np.rint(image * 255).astype(np.uint8))
+    picture.save(file, "JPEG", quality=80, subsampling=subsampling)
+    stored = Image.open(file)
+    assert stored.layer[0][1:3] == ((2, 2) if subsampling == "4:2:0" else (1, 1))  # of brightness, in units of colour's
+    assert np.array_equal(jpeg(image, 80, subsampling) * 255, np.asarray(stored))
+
+
+def test_less_quality_and_less_colour_do_more_harm():
+    clean = smooth()
+    harm = [error(jpeg(clean, quality), clean) for quality in (20, 50, 80, 95)]
+    assert harm == sorted(harm, reverse=True) and harm[-1] > 0
+    stripes = clean.copy()
+    stripes[:, ::2, 0] = 0  # colour that changes from pixel to pixel
+    assert error(jpeg(stripes, 90), stripes) > 2 * error(jpeg(stripes, 90, "4:4:4"), stripes)
+
+
+def test_a_post_without_range_is_one_encoding(image):
+    ranges = UploadRanges(quality=(85, 85), posts=(1, 1), limit=(1, 1))
+    for seed in range(3):
+        assert np.array_equal(social_network(image, np.random.default_rng(seed), ranges), jpeg(image, 85))
+
+
+def test_posted_twice_is_encoded_twice(image):
+    ranges = UploadRanges(quality=(85, 85), posts=(2, 2), limit=(2, 2))
+    assert np.array_equal(social_network(image, np.random.default_rng(0), ranges), jpeg(jpeg(image, 85), 85))
+
+
+def test_an_image_over_the_limit_loses_detail_and_keeps_its_size_and_place():
+    stripes = np.zeros((64, 96, 3), np.float32)
+    stripes[:, ::2] = 1
+    flat = social_network(stripes, np.random.default_rng(0), UploadRanges(limit=(0.5, 0.5)))
+    kept = social_network(stripes, np.random.default_rng(0), UploadRanges(limit=(1, 1)))
+    assert flat.shape == stripes.shape and flat[8:-8, 8:-8].std() < 0.05 < kept[8:-8, 8:-8].std()
+    edge = np.zeros((64, 96, 3), np.float32)
+    edge[:, 48:] = 1
+    after = social_network(edge, np.random.default_rng(0), UploadRanges(limit=(0.5, 0.5)))
+    assert after[:, :44].max() < 0.1 and after[:, 52:].min() > 0.9
+
+
+def test_posts_are_of_8_bit_and_of_every_strength():
+    clean, harm = smooth(49, 67), []
+    for seed in range(40):
+        posted = social_network(clean, np.random.default_rng(seed))
+        assert posted.shape == clean.shape and posted.dtype == np.float32 and posted.min() >= 0 and posted.max() <= 1
+        assert np.allclose(posted * 255, np.rint(posted * 255), atol=1e-4)
+        harm.append(error(posted, clean))
+    assert len(set(harm)) == 40 and min(harm) > 0
+
+
+def test_both_ends_of_quality_and_posts_are_drawn(monkeypatch, image):
+    from mirl_study import degradations
+
+    seen = []
+    monkeypatch.setattr(degradations, "_encoded", lambda picture, quality: seen.append(quality) or picture)
+    posts = set()
+    for seed in range(60):
+        before = len(seen)
+        social_network(image, np.random.default_rng(seed), UploadRanges(quality=(90, 92)))
+        posts.add(len(seen) - before)
+    assert set(seen) == {90, 91, 92} and posts == {1, 2}
+
+
+def test_no_image_is_too_small_to_be_posted():
+    for size in ((1, 1), (1, 40), (3, 2)):
+        dot = np.full((*size, 3), 0.5, np.float32)
+        assert social_network(dot, np.random.default_rng(0), UploadRanges(limit=(0.1, 0.1))).shape == dot.shape

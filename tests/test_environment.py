@@ -47,6 +47,10 @@ def test_the_lock_covers_every_dependency_within_its_bounds(requirement, lock):
     assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
 
 
+def test_the_tests_bring_what_fetching_data_needs():
+    assert set(PROJECT["optional-dependencies"]["data"]) <= set(PROJECT["optional-dependencies"]["test"])
+
+
 def test_every_dependency_has_a_lower_bound():
     assert all(str(requirement.specifier).startswith(">=") for requirement in REQUIREMENTS)
 

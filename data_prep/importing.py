@@ -1,0 +1,176 @@
+"""From a folder somebody has to a prepared folder: recognised, split, checked, and written whole or not at all.
+
+No image is repeated to balance the tasks, as the paper does: batches take turns between the families of tasks
+(``mirl_study.data.Bank.batch``), which balances them whatever their numbers.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import cards, layouts, splits, verify
+from data_prep.files import check_new, new_folder
+from data_prep.items import Item
+from data_prep.layouts import Found
+from data_prep.prepared import Writer
+from mirl_study.settings import SettingsError, choose
+
+SPLITS = {
+    "paper": "as published; where training and test images show the same scene, column background says so and the "
+    "setting drop_overlap leaves them out of training",
+    "leak_free": "no scene is both trained on and tested, in whatever task",
+}
+PAPER_FRACTIONS = {"BSD400": 0.05, "WED": 0.05, "Rain100L": 0.1, "OTS": 0.03}  # of the training images
+ORDER = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an import did.
+
+    Attributes:
+        folder: the prepared folder.
+        counts: rows of the manifest by dataset, split and task.
+        notes: what the user should know, one line each.
+        found: what was recognised in the source, and what was left out.
+        converted: source files that were not copied byte for byte.
+    """
+
+    folder: Path
+    counts: dict[tuple[str, str, str], int]
+    notes: list[str]
+    found: Found
+    converted: list[Path]
+
+
+def import_folder(
+    source: Path,
+    target: Path,
+    *,
+    split: str = "paper",
+    fractions: Mapping[str, float] | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    task: str | None = None,
+    rain_variants: int = 0,
+    jpeg: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Makes a prepared folder, with its card, of the data sets in a folder; the source is only read.
+
+    Args:
+        source: holds data sets in any layout that ``layouts.find`` knows.
+        target: must not exist; it appears when all is written.
+        split: ``paper`` or ``leak_free`` (see SPLITS and ``splits.leak_free``).
+        fractions: by dataset, the share of its training images to draw (of its test images, if it has no others).
+        seed: of all draws.
+        validation: share of the training backgrounds of each task that is set aside.
+        task: what images suffer in folders whose names do not tell.
+        rain_variants: pairs to make of each training photograph with rain lifted from real training pairs.
+        jpeg: whether to put the photographs for noise through an imitation of a social network, as images of the
+            task ``jpeg``.
+        progress: whether to draw a bar.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SettingsError: one line, nothing written: a parameter is not allowed, the target exists, nothing is recognised,
+            or an image is broken, of a kind that is refused (``images.RULE``), or of another size than its pair.
+    """
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    choose("split", split, SPLITS)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise SettingsError(f"seed={seed!r} is not allowed: a whole number, 0 to {2**32 - 1}")
+    check_new(target)
+    if target.resolve().is_relative_to(source.resolve()):
+        raise SettingsError(f"target {target}: lies inside the source {source}; name a folder outside")
+    found = layouts.find(source, task)
+    drawn = items = _subset(found.items, fractions or {}, seed)
+    if split == "leak_free":
+        items = splits.leak_free(items, seed)
+    notes = _notes(drawn, items)
+    if jpeg:
+        items = [*items, *_for_web(items)]
+    if any(item.split == "train" for item in items):
+        items = splits.validation(items, validation, seed)
+    rain = {(pair.item.split, pair.item.name): pair for pair in splits.rain_pairs(items, rain_variants, seed)}
+    items = sorted([*items, *(pair.item for pair in rain.values())], key=_order)
+    with new_folder(target) as folder:
+        writer = Writer(folder, seed, rain)
+        for item in tqdm(items, disable=not progress, file=sys.stdout, unit="image", desc="import", ncols=110):
+            writer.put(item)
+        writer.finish(fractions or {})
+        below = source.resolve()
+        made = {
+            "Split": f"{split}: {SPLITS[split]}",
+            "Drawn": ", ".join(f"{share:g} of {name}" for name, share in (fractions or {}).items()) or "everything",
+            "Validation": f"{validation:g} of the training backgrounds of each task",
+            "Seed": seed,
+            "Balance": "no image is repeated; batches take turns between the families of tasks",
+            "Rain lifted from training pairs": f"on {rain_variants} copies of each photograph" if rain else "none",
+            "Notes": notes,
+            "Recognised": found.layouts,
+            "Left out": _left_out(found, below),
+            "Converted": [path.relative_to(below).as_posix() for path in writer.converted],
+        }
+        cards.write_card(folder, verify.verify(folder, progress), made)
+    counts = Counter((item.dataset, item.split, item.task) for item in items)
+    return Report(target, dict(counts), notes, found, writer.converted)
+
+
+def _subset(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> list[Item]:
+    """Draws the wanted share of each set's training images, or of its test images where it has no others."""
+    left: set[Item] = set()
+    for name, share in fractions.items():
+        choose("fractions: dataset", name, sorted({item.dataset for item in items}))
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise SettingsError(f"fractions: {name}={share!r} is not allowed: more than 0, at most 1")
+        own = [item for item in items if item.dataset == name]
+        pool = [item for item in own if item.split == "train"] or own
+        left |= set(pool) - set(splits.draw(pool, share, seed))
+    return [item for item in items if item not in left]
+
+
+def _for_web(items: Sequence[Item]) -> list[Item]:
+    """The photographs that noise is drawn on, as images that a social network has yet to spoil."""
+    return [item._replace(task="jpeg") for item in items if item.task == "denoise"]
+
+
+def _notes(drawn: Sequence[Item], items: Sequence[Item]) -> list[str]:
+    """What became of the families of tasks.
+
+    Args:
+        drawn: what was to be split.
+        items: what trains and tests.
+    """
+    notes = []
+    were = {(item.task, item.input, item.target): item.split for item in drawn}
+    kept = {(item.task, item.input, item.target): item.split for item in items}
+    for task in layouts.TASKS:
+        moved = sum(were.get(key, new) != new for key, new in kept.items() if key[0] == task)
+        if moved:
+            notes.append(f"{task}: {moved} published test images train instead, so that what they show is not tested")
+        if gone := sum(key not in kept for key in were if key[0] == task):
+            notes.append(f"{task}: {gone} training images are left out, because what they show is tested")
+        have = Counter(item.split for item in items if item.task == task)
+        for one, other in (("train", "test"), ("test", "train")):
+            if have[one] and not have[other]:
+                notes.append(f"{task}: {have[one]} images to {one} on and none to {other} on; a study of it needs both")
+    return notes
+
+
+def _left_out(found: Found, source: Path) -> list[str]:
+    """What was not imported, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in found.unmatched:
+        reasons.setdefault(reason, []).append(path.relative_to(source).as_posix())
+    return [f"{len(paths)} ({paths[0]}{', ...' if len(paths) > 1 else ''}): {why}" for why, paths in reasons.items()]
+
+
+def _order(item: Item) -> tuple:
+    return ORDER.index(item.split), item.task, item.name
