@@ -27,7 +27,7 @@ controls: $(READY)  ## the study with the controls of its ticket: was it luck?
 	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES) --controls
 
 test: $(READY)  ## the fast tests
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -27,7 +27,7 @@ LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed={},
 MADE = {"02": ["dense"], "03": ["dense", *ONE_SHOT], "04": ["dense", "MIR-L-G"]}  # runs of the notebooks that train
 EXERCISES = {  # answers to the exercises, right and wrong
     "01": """
-wanted = card["input_psnr_db"]["derain"]["test"]["mean"]
+wanted = inputs.loc["derain", "mean"]
 assert check_sigma(255 / 10 ** (wanted / 20)).endswith("right")
 assert "larger" in check_sigma(1) and "smaller" in check_sigma(200) and "hint" in check_sigma(None)
 """,
@@ -99,7 +99,9 @@ def test_opens_with_a_question_and_leads_on(number):
 
 
 def wanted_parameters(number: str) -> dict[str, str]:
-    return {name: value for name, value in DEFAULTS.items() if name != "seed"} | SEVERAL if number == "07" else DEFAULTS
+    if number == "07":
+        return {name: value for name, value in DEFAULTS.items() if name != "seed"} | SEVERAL
+    return DEFAULTS | ({"source": '""'} if number == "01" else {})
 
 
 def load(number: str) -> str:
@@ -210,6 +212,7 @@ def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environ
     ("number", "given", "message"),
     [
         ("01", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
+        ("01", {"source": "no/such/folder"}, "source folder no/such/folder: does not exist"),
         ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
         ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
         ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
