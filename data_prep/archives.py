@@ -2,12 +2,13 @@
 
 import gzip
 import struct
+import sys
 import tarfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
@@ -19,6 +20,7 @@ from mirl_study.settings import SettingsError
 CHUNK = 2**20  # bytes; the most that is ever asked for at once
 DEPTH = 32  # folders within folders
 TAIL = 16  # chunks that may follow the end of a tar: tools pad to whole tape blocks
+UNPACKED = ("zip", "tar", "tar.gz")
 MAGIC = {  # how files of a kind begin
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
@@ -134,12 +136,7 @@ def unpack(
         SettingsError: one line naming archive and member; nothing is left behind.
     """
     archive, folder = Path(archive), Path(folder)
-    members = {"zip": _zip, "tar": _tar, "tar.gz": _tar}.get(what := kind(archive))
-    if members is None:
-        way = (
-            "unpack it by hand and name the folder" if what in ("RAR", "7-Zip", "bzip2", "xz") else "download it again"
-        )
-        raise SettingsError(f"archive {archive}: is {what}; zip, tar and tar.gz can be unpacked here; {way}")
+    members = _members(archive)
     was_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
     if was_empty:
         folder.rmdir()
@@ -154,26 +151,45 @@ def unpack(
     return sorted(folder / file for file in files)
 
 
-def _fill(archive: Path, members: Callable[[Path], Iterator[Member]], folder: Path, caps: _Caps) -> list[Path]:
-    """Writes all members into an empty folder and returns the files' paths in it; every failure is one line."""
+def check(archive: Path) -> None:
+    """Reads a zip, tar or tar.gz through to its end and writes nothing.
+
+    Raises:
+        SettingsError: one line: what ``unpack`` would refuse, but for its caps.
+    """
+    _fill(archive, _members(archive), None, _Caps(sys.maxsize, sys.maxsize, float("inf"), archive.stat().st_size))
+
+
+def _members(archive: Path) -> Callable[[Path], Iterator[Member]]:
+    """What gives the members of an archive, by its kind."""
+    what = kind(archive)
+    if what in UNPACKED:
+        return _zip if what == "zip" else _tar
+    way = "unpack it by hand and name the folder" if what in ("RAR", "7-Zip", "bzip2", "xz") else "download it again"
+    raise SettingsError(f"archive {archive}: is {what}; zip, tar and tar.gz can be unpacked here; {way}")
+
+
+def _fill(archive: Path, members: Callable[[Path], Iterator[Member]], folder: Path | None, caps: _Caps) -> list[Path]:
+    """Writes all members into an empty folder, if there is one; returns the files' paths; every failure is one line."""
     name, written, tree, files = "", 0, _Tree(caps.files), []
     try:
         with closing(members(archive)) as entries:
             for member in entries:
                 name = member.name
                 path = tree.add(member)
-                target = folder / path
+                if folder:
+                    (folder / path if member.size is None else folder / path.parent).mkdir(parents=True, exist_ok=True)
                 if member.size is None:
-                    target.mkdir(parents=True, exist_ok=True)
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, target.open("xb") as file:
+                before = written
+                with member.open() as source, (folder / path).open("xb") if folder else nullcontext() as file:
                     while chunk := source.read(CHUNK):
                         written += len(chunk)
                         caps.check(written)
-                        file.write(chunk)
-                    if file.tell() != member.size:
-                        raise _Refused(f"has {file.tell():,} bytes where its header says {member.size:,}")
+                        if file:
+                            file.write(chunk)
+                if written - before != member.size:
+                    raise _Refused(f"has {written - before:,} bytes where its header says {member.size:,}")
                 files.append(path)
         if not files:
             name = ""

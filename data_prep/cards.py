@@ -10,7 +10,8 @@ import pandas as pd
 from data_prep import duplicates, images, sources
 from data_prep.contact_sheet import contact_sheet
 from data_prep.files import whole_file
-from data_prep.verify import Verification, in_words, sha256
+from data_prep.verify import CARD, Verification, in_words, sha256
+from data_prep.words import counted
 from mirl_study.settings import SettingsError
 
 MOST = 50  # lines of one list or table of the page
@@ -28,11 +29,21 @@ def write_card(folder: Path, verification: Verification, extra: dict | None = No
         The card, as in ``card.json``.
 
     Raises:
-        SettingsError: an image can no longer be read, or the folder has a card of another kind.
+        SettingsError: an image can no longer be read, the folder has a card of another kind, or cannot be written.
     """
     folder = Path(folder)
     _check_own(folder / "card.json")
-    card = _card(folder, verification, extra or {})
+    for name in CARD:
+        if (folder / name).is_dir():  # before another of the three has taken its place
+            raise SettingsError(f"{folder / name}: is a folder, and the card needs its place")
+    try:
+        return _write(folder, _card(folder, verification, extra or {}), verification)
+    except OSError as error:
+        raise SettingsError(f"card of {folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(folder: Path, card: dict, verification: Verification) -> dict:
+    """Writes the three files; returns the card, with the digests of the other two."""
     # the first to be opened is the last to take its place: card.json, which vouches for the others
     with (
         whole_file(folder / "card.json") as data,
@@ -62,7 +73,8 @@ def _card(folder: Path, verification: Verification, extra: dict) -> dict:
     own = ["manifest.csv", *(path.relative_to(folder).as_posix() for path in lists)]
     tasks = ", ".join(f"{count} {task}" for task, count in rows.task.value_counts().items())
     return {
-        "what": f"{len(rows)} images to restore ({tasks}) in {len(verification.files)} files of 8-bit RGB.",
+        "what": f"{counted(len(rows), 'image')} to restore ({tasks}) in {counted(len(verification.files), 'file')} of "
+        "8-bit RGB.",
         "made": extra,
         "sources": _sources(rows.dataset.unique()),
         "counts": _records(verification.counts),

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_prep import images
 from data_prep.overlaps import title
+from data_prep.words import counted
 
 ACROSS = 6  # thumbnails in a line
 CELL = (216, 150)  # pixels, width and height
@@ -66,8 +67,9 @@ def _spread(rows: pd.DataFrame) -> pd.DataFrame:
 def _about(rows: pd.DataFrame) -> str:
     psnr = rows.psnr[np.isfinite(rows.psnr)]
     if psnr.empty:
-        return f"{len(rows)} images, noise is drawn on the fly" if (rows.input == "").all() else f"{len(rows)} pairs"
-    return f"{len(rows)} pairs, input {psnr.mean():.2f} dB ({psnr.min():.2f} to {psnr.max():.2f})"
+        clean = (rows.input == "").all()
+        return f"{counted(len(rows), 'image')}, noise is drawn on the fly" if clean else counted(len(rows), "pair")
+    return f"{counted(len(rows), 'pair')}, input {psnr.mean():.2f} dB ({psnr.min():.2f} to {psnr.max():.2f})"
 
 
 def _short(name: str, length: int) -> str:

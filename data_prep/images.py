@@ -64,6 +64,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image that RULE does not refuse by its header."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damage that is only warned of ends in an error, which is enough
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 _check(image, path)
@@ -89,7 +90,7 @@ def _check(image: Image.Image, path: Path) -> None:
         raise _refusal(path, "is CMYK, for print", "RGB (export it as sRGB: inks need a colour profile to convert)")
     if (orientation := image.getexif().get(_ORIENTATION, 1)) not in (0, 1):
         raise _refusal(
-            path, f"carries orientation tag {orientation}", "turned pixels without the tag, in both of a pair"
+            path, f"carries orientation tag {orientation}", "an image that is turned itself, without the tag,"
         )
     depth, wide = _depth(image), image.mode in (*_WIDE, "RGB") and image.format == "PNG"
     if depth > 8 and not (depth == 16 and wide and not image.has_transparency_data):

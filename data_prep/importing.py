@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep import cards, layouts, splits, verify
+from data_prep import backgrounds, cards, layouts, sources, splits, verify
 from data_prep.files import check_new, new_folder
 from data_prep.items import Item
 from data_prep.layouts import Found
 from data_prep.prepared import Writer
+from data_prep.words import counted
 from mirl_study.settings import SettingsError, choose
 
 SPLITS = {
@@ -37,14 +38,20 @@ class Report:
         counts: rows of the manifest by dataset, split and task.
         notes: what the user should know, one line each.
         found: what was recognised in the source, and what was left out.
+        left_out: what was not imported, a line for each reason.
         converted: source files that were not copied byte for byte.
+        shared: what the sets have in common, a sentence each.
+        problems: what the verification of the new folder found, one line each.
     """
 
     folder: Path
     counts: dict[tuple[str, str, str], int]
     notes: list[str]
     found: Found
+    left_out: list[str]
     converted: list[Path]
+    shared: list[str]
+    problems: list[str]
 
 
 def import_folder(
@@ -66,7 +73,7 @@ def import_folder(
         source: holds data sets in any layout that ``layouts.find`` knows.
         target: must not exist; it appears when all is written.
         split: ``paper`` or ``leak_free`` (see SPLITS and ``splits.leak_free``).
-        fractions: by dataset, the share of its training images to draw (of its test images, if it has no others).
+        fractions: by dataset, the share of its training images to draw; test images are never drawn from.
         seed: of all draws.
         validation: share of the training backgrounds of each task that is set aside.
         task: what images suffer in folders whose names do not tell.
@@ -82,58 +89,85 @@ def import_folder(
         SettingsError: one line, nothing written: a parameter is not allowed, the target exists, nothing is recognised,
             or an image is broken, of a kind that is refused (``images.RULE``), or of another size than its pair.
     """
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target, fractions = Path(source).expanduser(), Path(target).expanduser(), fractions or {}
     choose("split", split, SPLITS)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise SettingsError(f"seed={seed!r} is not allowed: a whole number, 0 to {2**32 - 1}")
+    splits.check_validation(validation)
     check_new(target)
     if target.resolve().is_relative_to(source.resolve()):
         raise SettingsError(f"target {target}: lies inside the source {source}; name a folder outside")
     found = layouts.find(source, task)
-    drawn = items = _subset(found.items, fractions or {}, seed)
+    notes = _notes_on_shares(found.items, fractions)
+    drawn = items = backgrounds.unify(_subset(found.items, fractions, seed), progress)
     if split == "leak_free":
         items = splits.leak_free(items, seed)
-    notes = _notes(drawn, items)
+    notes += _notes(drawn, items)
     if jpeg:
-        items = [*items, *_for_web(items)]
-    if any(item.split == "train" for item in items):
-        items = splits.validation(items, validation, seed)
+        items = [*items, *(web := _for_web(items))]
+        notes += [] if web else ["jpeg: there are no photographs to put through a social network; nothing was made"]
+    items = splits.validation(items, validation, seed)
     rain = {(pair.item.split, pair.item.name): pair for pair in splits.rain_pairs(items, rain_variants, seed)}
+    if rain_variants and not rain:
+        notes.append("rain_variants: without training pairs of rain and other training photographs nothing was made")
     items = sorted([*items, *(pair.item for pair in rain.values())], key=_order)
+    below = source.resolve()
+    left_out = _left_out(found, below)
     with new_folder(target) as folder:
         writer = Writer(folder, seed, rain)
-        for item in tqdm(items, disable=not progress, file=sys.stdout, unit="image", desc="import", ncols=110):
+        for item in tqdm(items, disable=not progress or None, file=sys.stdout, unit="image", desc="import", ncols=110):
             writer.put(item)
-        writer.finish(fractions or {})
-        below = source.resolve()
+        writer.finish(_shares(found.items, fractions))
         made = {
             "Split": f"{split}: {SPLITS[split]}",
-            "Drawn": ", ".join(f"{share:g} of {name}" for name, share in (fractions or {}).items()) or "everything",
+            "Drawn": ", ".join(f"{share:g} of {name}" for name, share in fractions.items()) or "everything",
             "Validation": f"{validation:g} of the training backgrounds of each task",
             "Seed": seed,
             "Balance": "no image is repeated; batches take turns between the families of tasks",
             "Rain lifted from training pairs": f"on {rain_variants} copies of each photograph" if rain else "none",
             "Notes": notes,
             "Recognised": found.layouts,
-            "Left out": _left_out(found, below),
+            "Left out": left_out,
             "Converted": [path.relative_to(below).as_posix() for path in writer.converted],
         }
-        cards.write_card(folder, verify.verify(folder, progress), made)
+        checked = verify.verify(folder, progress)
+        cards.write_card(folder, checked, made)
     counts = Counter((item.dataset, item.split, item.task) for item in items)
-    return Report(target, dict(counts), notes, found, writer.converted)
+    shared = verify.in_words(checked)
+    return Report(target, dict(counts), notes, found, left_out, writer.converted, shared, checked.problems)
 
 
 def _subset(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> list[Item]:
-    """Draws the wanted share of each set's training images, or of its test images where it has no others."""
+    """Draws the wanted share of each set's training images."""
     left: set[Item] = set()
     for name, share in fractions.items():
         choose("fractions: dataset", name, sorted({item.dataset for item in items}))
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise SettingsError(f"fractions: {name}={share!r} is not allowed: more than 0, at most 1")
-        own = [item for item in items if item.dataset == name]
-        pool = [item for item in own if item.split == "train"] or own
+        pool = [item for item in items if item.dataset == name and item.split == "train"]
+        if not pool:
+            raise SettingsError(f"fractions: {name}={share!r} is not allowed: it has only test images, which all stay")
         left |= set(pool) - set(splits.draw(pool, share, seed))
     return [item for item in items if item not in left]
+
+
+def _shares(items: Sequence[Item], fractions: Mapping[str, float]) -> dict[tuple[str, str], float]:
+    """The share that was drawn of the training images, by dataset and task."""
+    train = ((item.dataset, item.task) for item in items if item.split == "train")
+    return {(dataset, task): fractions[dataset] for dataset, task in train if dataset in fractions}
+
+
+def _notes_on_shares(items: Sequence[Item], fractions: Mapping[str, float]) -> list[str]:
+    """Says where a share is drawn of what is a part already."""
+    holdings = [held for source in sources.sources() for held in source.holds if held.split == "train"]
+    published = {held.dataset: held.count for held in holdings if held.count}
+    have = Counter(item.dataset for item in items if item.split == "train")
+    return [
+        f"{name}: a share of {have[name]:,} images, {published[name]:,} are published; "
+        "the authors' archive is drawn already"
+        for name in fractions
+        if have[name] < published.get(name, 0)
+    ]
 
 
 def _for_web(items: Sequence[Item]) -> list[Item]:
@@ -149,18 +183,22 @@ def _notes(drawn: Sequence[Item], items: Sequence[Item]) -> list[str]:
         items: what trains and tests.
     """
     notes = []
+    trained = {item.background for item in drawn if item.dataset == splits.TRAINED_ON}
     were = {(item.task, item.input, item.target): item.split for item in drawn}
-    kept = {(item.task, item.input, item.target): item.split for item in items}
+    kept = {(item.task, item.input, item.target) for item in items}
     for task in layouts.TASKS:
-        moved = sum(were.get(key, new) != new for key, new in kept.items() if key[0] == task)
-        if moved:
-            notes.append(f"{task}: {moved} published test images train instead, so that what they show is not tested")
+        train = [item for item in items if item.task == task and item.split == "train"]
+        if moved := [item for item in train if were.get((task, item.input, item.target)) == "test"]:
+            leaks = all(item.background in trained for item in moved)
+            why = "what they show is trained on" if leaks else "there is no training set"
+            notes.append(f"{task}: {counted(len(moved), 'published test image')} moved to training, because {why}")
         if gone := sum(key not in kept for key in were if key[0] == task):
-            notes.append(f"{task}: {gone} training images are left out, because what they show is tested")
+            notes.append(f"{task}: {counted(gone, 'training image')} left out, because what they show is tested")
         have = Counter(item.split for item in items if item.task == task)
         for one, other in (("train", "test"), ("test", "train")):
             if have[one] and not have[other]:
-                notes.append(f"{task}: {have[one]} images to {one} on and none to {other} on; a study of it needs both")
+                some = counted(have[one], "image")
+                notes.append(f"{task}: {some} to {one} on and none to {other} on; a study of it needs both")
     return notes
 
 
@@ -168,8 +206,12 @@ def _left_out(found: Found, source: Path) -> list[str]:
     """What was not imported, by reason."""
     reasons: dict[str, list[str]] = {}
     for path, reason in found.unmatched:
-        reasons.setdefault(reason, []).append(path.relative_to(source).as_posix())
-    return [f"{len(paths)} ({paths[0]}{', ...' if len(paths) > 1 else ''}): {why}" for why, paths in reasons.items()]
+        name = source.name if path == source else path.relative_to(source).as_posix()
+        reasons.setdefault(reason, []).append(name)
+    return [
+        f"{paths[0]}{f' and {len(paths) - 1:,} more' if len(paths) > 1 else ''}: {why}"
+        for why, paths in reasons.items()
+    ]
 
 
 def _order(item: Item) -> tuple:

@@ -10,6 +10,7 @@ from data_prep import pairing
 from data_prep.items import Item
 from data_prep.pairing import Pair
 from data_prep.walk import folders_of_images
+from data_prep.words import counted
 from mirl_study.settings import SettingsError, choose
 
 TASKS = ("denoise", "derain", "dehaze", "jpeg")
@@ -94,7 +95,7 @@ def find(folder: Path, task: str | None = None) -> Found:
     return Found(
         _distinct(search.items),
         search.unmatched,
-        [f"{words}, {count} {'image' if count == 1 else 'images'}" for words, count in search.words.items()],
+        [f"{words}, {counted(count, 'image')}" for words, count in search.words.items()],
     )
 
 
@@ -210,7 +211,7 @@ def _choose_scale(search: _Search, copies: list[tuple[int, Path, tuple[str, ...]
 def _degraded_or_clean(search: _Search, parts: tuple[str, ...], place: int, dataset: str, paths: list[Path]) -> None:
     """Sorts images by the role that their folder or their name gives them, to be paired later."""
     roles = [at for at, part in enumerate(parts) if at and part.casefold() in (*DEGRADED, *CLEAN)]
-    at = next((at for at in roles if at > place), roles[0] if roles else None)
+    at = next((at for at in reversed(roles) if at > place), roles[0] if roles else None)
     originals = [path.stem.removesuffix("_original") for path in paths if path.stem.endswith("_original")]
     if at is None and not dataset and originals:
         _networks(search, parts, paths, originals)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep import duplicates
+from data_prep.words import counted
 
 OVERLAPS = ("dataset", "split", "images", "of", "other_dataset", "other_split", "other_images", "other_of")
 DISAGREEMENTS = ("first", "second", "background", "other_background", "same", "correlation")
@@ -84,8 +85,8 @@ def leaks(images: pd.DataFrame) -> Iterator[str]:
         first = part.iloc[0]
         twin = tested[tested.scene == first.scene].iloc[0].target
         yield (
-            f"{title(dataset, split)}: {len(part)} images show photographs of the test split and column background "
-            f"does not say so (first: {first.target} is {twin})"
+            f"{title(dataset, split)}: column background does not say that photographs of the test split are here, in "
+            f"{counted(len(part), 'image')} (first: {first.target} is {twin})"
         )
 
 

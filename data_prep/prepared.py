@@ -1,8 +1,8 @@
 """Writing a prepared folder: images, the manifest that lists them, and each split as a list of names."""
 
 import csv
+import errno
 import re
-import shutil
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,6 +14,7 @@ from PIL import Image
 from data_prep import images, splits
 from data_prep.items import Item
 from data_prep.splits import NameList, RainPair
+from data_prep.words import counted
 from mirl_study import degradations
 from mirl_study.settings import SettingsError
 
@@ -63,17 +64,17 @@ class Writer:
         target = self._targets[item.split, item.target]
         self.rows.append((item.split, item.task, item.name, stored, target, item.background, item.dataset))
 
-    def finish(self, fractions: Mapping[str, float]) -> None:
+    def finish(self, shares: Mapping[tuple[str, str], float]) -> None:
         """Writes the manifest and the lists.
 
         Args:
-            fractions: that were drawn, by dataset; for the lists' headers.
+            shares: of the training images that were drawn, by dataset and task; for the lists' headers.
 
         Raises:
             SettingsError: images were refused: the first of them, and how many more.
         """
         if self.refused:
-            more = f" (and {len(self.refused) - 1} more files)" if len(self.refused) > 1 else ""
+            more = f" (and {counted(len(self.refused) - 1, 'more file')})" if len(self.refused) > 1 else ""
             raise SettingsError(self.refused[0] + more)
         with (self.folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *self.rows])
@@ -82,7 +83,8 @@ class Writer:
             names.setdefault((dataset, task, split), []).append(name)
         (self.folder / "splits").mkdir()
         for (dataset, task, split), own in names.items():
-            listed = NameList(dataset, fractions.get(dataset, 1.0), self.seed, tuple(own))
+            share = 1.0 if split == "test" else shares.get((dataset, task), 1.0)
+            listed = NameList(dataset, share, self.seed, tuple(own))
             splits.write_list(self.folder / "splits" / f"{dataset}_{task}_{split}.txt", listed)
 
     def _degraded(self, item: Item, clean: np.ndarray) -> np.ndarray | None:
@@ -95,7 +97,11 @@ class Writer:
             return degraded
         if item.task == "derain":
             pair = self.rain[item.split, item.name]
-            layer = splits.lift_rain(images.read(pair.source.input), images.read(pair.source.target))
+            wet, dry = images.read(pair.source.input), images.read(pair.source.target)
+            try:
+                layer = splits.lift_rain(wet, dry)
+            except SettingsError as error:
+                raise SettingsError(f"rain_variants: {pair.source.input}: {error}") from error
             return splits.lay_rain(clean, layer, pair.generator())
         if item.task == "jpeg":
             generator = np.random.default_rng([self.seed, zlib.crc32(f"{item.dataset}/{item.name}".encode())])
@@ -113,10 +119,26 @@ class Writer:
             name = f"{place}_{number}{suffix}"
         self._taken.add(name.casefold())
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if copied:
-            shutil.copyfile(source, path)
-        else:
-            Image.fromarray(image).save(path)
-            self.converted += [source] if source is not None else []
+        data = _bytes(source) if copied else None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if data is not None:
+                path.write_bytes(data)
+            else:
+                Image.fromarray(image).save(path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            long = f"its name in the prepared folder has {len(path.name.encode())} bytes, more than the disk can hold"
+            raise SettingsError(
+                f"image {source or name}: {long}; shorten the names of the file and its folders"
+            ) from error
+        self.converted += [source] if source is not None and not copied else []
         return name
+
+
+def _bytes(source: Path) -> bytes:
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"image {source} cannot be read ({error.strerror or error})") from error

@@ -25,7 +25,7 @@ from mirl_study.settings import SettingsError, choose
 
 REGISTRY = Path(__file__).with_name("registry.yaml")
 CHECKSUMS = "checksums.json"
-ARCHIVES = ("zip", "tar", "tar.gz", "RAR", "7-Zip")
+ARCHIVES = (*archives.UNPACKED, "RAR", "7-Zip")
 CHUNK = 2**18  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 5  # as long as each brings something
@@ -122,17 +122,13 @@ def list_sources() -> list[dict[str, str]]:
     ]
 
 
-def expected_counts() -> dict[tuple[str, str], int]:
-    """How many images (pairs, for rain and haze) the complete data sets have, by (dataset, split)."""
-    return {(h.dataset, h.split): h.count for source in sources() for h in source.holds if h.count}
-
-
 def fetch(name: str, folder: Path, *, progress: bool = True) -> list[Path]:
     """Gets the files of a source into a folder, going on where an earlier attempt was interrupted.
 
     A file has its name only when it is complete and checked; until then it is a ``.part``. What is there already, put
     there by hand or by an earlier fetch, is checked and kept. Of a file without a published checksum the first one is
-    recorded in ``checksums.json``, and the file is held to it from then on.
+    recorded in ``checksums.json``, and the file is held to it from then on; of a file put there by hand only if it can
+    be read through to its end.
 
     Args:
         name: of the source.
@@ -155,10 +151,12 @@ def fetch(name: str, folder: Path, *, progress: bool = True) -> list[Path]:
 def _fetch(source: Source, file: Download, folder: Path, progress: bool) -> Path:
     path = folder / file.name
     checksum = file.checksum or _recorded(folder).get(file.name)
+    whole = True
     origin = "" if file.checksum else f", as recorded in {folder / CHECKSUMS} the first time"
     try:
         if os.path.lexists(path):
             _check(path, checksum)
+            whole = checksum is not None or _read_through(path)
         elif file.url:
             _by_url(file.url, path, checksum, progress)
         elif file.drive:
@@ -172,7 +170,7 @@ def _fetch(source: Source, file: Download, folder: Path, progress: bool) -> Path
         raise SettingsError(_by_hand(source, file, path, reason)) from error
     except OSError as error:
         raise SettingsError(f"source {source.name!r}: {path} cannot be written ({error.strerror or error})") from error
-    if checksum is None:
+    if checksum is None and whole:
         _record(folder, path)
     return path
 
@@ -200,6 +198,14 @@ def _check(path: Path, checksum: str | None) -> None:
             raise _Mismatch(f"has {algorithm} {found}, not {wanted}")
 
 
+def _read_through(path: Path) -> bool:
+    """Whether a file is known to be whole: of kinds that cannot be read here that is not known."""
+    readable = archives.kind(path) in archives.UNPACKED
+    if readable:
+        archives.check(path)
+    return readable
+
+
 def _by_url(url: str, path: Path, checksum: str | None, progress: bool) -> None:
     pooch = _package("pooch")
     pooch.get_logger().setLevel("WARNING")  # what it has to say is said here
@@ -215,9 +221,17 @@ def _by_url(url: str, path: Path, checksum: str | None, progress: bool) -> None:
 def _by_drive(drive: str, path: Path, checksum: str | None, progress: bool) -> None:
     gdown = _package("gdown")
     part = path.with_name(f"{path.name}.part")
-    how = {"quiet": not progress, "resume": True, "timeout": TIMEOUT, "retries": TRIES - 1}
+    bar = tqdm(desc=path.name, unit="B", unit_scale=True, disable=not progress or None)
+
+    def show(done: int, total: int | None) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    # quiet: what it has to say, of each retry as well, is said here
+    how = {"quiet": True, "progress": show, "resume": True, "timeout": TIMEOUT, "retries": TRIES - 1}
     try:
-        gdown.download(id=drive, output=str(part), **how)
+        with bar:
+            gdown.download(id=drive, output=str(part), **how)
     except Exception as error:
         if getattr(error, "errno", None):  # of the disk
             raise
@@ -287,7 +301,7 @@ def _stream(url: str, part: Path, progress: bool) -> None:
             raise _NotGot("was not given out (a web page came instead, with a licence to agree to, perhaps)")
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress)
+        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress or None)
         try:
             with part.open("ab" if have else "wb") as file, bar:
                 # raw: requests would undo a Content-Encoding, by which some servers label a .tgz as such
@@ -313,6 +327,8 @@ def _reason(error: Exception) -> str:
     import requests
     import urllib3
 
+    if isinstance(error.__cause__, requests.RequestException):  # gdown wraps what it gave up on
+        error = error.__cause__
     answer = getattr(error, "response", None)
     if answer is not None:
         return f"HTTP {answer.status_code} {answer.reason}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.files import whole_file
 from data_prep.items import Item
-from mirl_study.settings import SettingsError, nearest
+from mirl_study.settings import SettingsError
 
 TRAINED_ON = "BSD400"  # BSDS500 train and test: where the backgrounds of Rain100L's test pairs come from, but for 25
 LOSSY = 2, 0.01  # a pair is no rain added to its target if more than this share of pixels is off by more grey levels
@@ -81,7 +81,7 @@ def validation(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     Raises:
         SettingsError: the share is not allowed, or a task has too few backgrounds to set any aside.
     """
-    _check_share("validation", share, np.nextafter(1, 0), "more than 0, less than 1")
+    check_validation(share)
     scenes = _scenes(item for item in items if item.split == "train")
     aside: set[str] = set()
     for task, own in sorted(scenes.items()):
@@ -96,6 +96,11 @@ def validation(items: Sequence[Item], share: float, seed: int) -> list[Item]:
                 f"validation={share!r}: {task} has too few backgrounds to train on ({len(own)}) to set one aside"
             )
     return [item._replace(split="val") if item.split == "train" and _scene(item) in aside else item for item in items]
+
+
+def check_validation(share: float) -> None:
+    """Raises SettingsError if this is no share to set aside for validation."""
+    _check_share("validation", share, np.nextafter(1, 0), "more than 0, less than 1")
 
 
 def leak_free(items: Sequence[Item], seed: int = 0) -> list[Item]:
@@ -174,21 +179,6 @@ def read_list(path: Path) -> NameList:
     return listed
 
 
-def named(items: Sequence[Item], names: Iterable[str]) -> list[Item]:
-    """Picks the items that a list names, in its order.
-
-    Raises:
-        SettingsError: a name of the list is not there, or is there twice.
-    """
-    _check_names(item.name for item in items)
-    by_name = {item.name: item for item in items}
-    for name in (names := list(names)):
-        if name not in by_name:
-            hint = nearest(name, by_name)
-            raise SettingsError(f"name {name!r} of the list is not among the {len(by_name)} images{hint}")
-    return [by_name[name] for name in names]
-
-
 def lift_rain(image: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Lifts the rain off a real pair.
 
@@ -213,7 +203,10 @@ def lift_rain(image: np.ndarray, target: np.ndarray) -> np.ndarray:
     levels, share = LOSSY
     wrong = np.mean((off > levels) | (added.min(axis=-1) < -levels))
     if wrong > share:
-        raise SettingsError(f"rain pair: {wrong:.1%} of the pixels differ by more than brightness that rain adds")
+        raise SettingsError(
+            f"rain pair: {wrong:.1%} of the pixels differ by more than brightness that rain adds, "
+            f"as in lossy files; at most {share:.0%} may"
+        )
     return np.maximum(layer, 0).astype(np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data_prep import duplicates, images, overlaps, sources
+from data_prep import duplicates, images, overlaps, sources, splits
 from data_prep.layouts import TASKS
+from data_prep.words import counted
 from mirl_study.settings import SettingsError, nearest
 
 SPLITS = ("train", "val", "test")
 NEEDED = ("split", "task", "name", "input", "target")
 COLUMNS = (*NEEDED, "background", "dataset")
 CARD = ("card.json", "card.md", "contact_sheet.png")
-MORE = "more than published"
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,18 @@ def verify(folder: Path, progress: bool = True) -> Verification:
     rows = _manifest(folder)
     problems = [*_strange(rows), *_repeated(rows)]
     sound = _sound(folder, rows, problems)
-    problems += _unlisted(folder, rows)
+    problems += [*_unlisted(folder, rows), *_wrong_lists(folder, rows)]
     files, thumbnails = _measure(folder, rows, sound, problems, progress)
     contents, thumbnails = _contents(rows, files, thumbnails)
     found = duplicates.near_duplicates(thumbnails)
     scenes = overlaps.scenes(rows, contents, found[0])
     problems += overlaps.leaks(scenes)
-    counts = _counts(rows)
-    problems += [f"{row.dataset} {row.task} {row.says}" for row in counts.itertuples() if row.says.endswith(MORE)]
     return Verification(
         folder=folder,
         rows=rows,
         files=files,
         psnr=_psnr_by_set(rows),
-        counts=counts,
+        counts=_counts(rows),
         pairs=_pairs(folder, contents, *found),
         scenes=scenes,
         overlaps=overlaps.overlaps(scenes),
@@ -108,17 +107,19 @@ def in_words(verification: Verification) -> list[str]:
     for (dataset, split), part in verification.scenes.groupby(["dataset", "split"], sort=False):
         images, distinct = part.target.nunique(), part.scene.nunique()
         if distinct < images:
-            says.append(f"{overlaps.title(dataset, split)}: {images} images show {distinct} distinct photographs.")
+            says.append(
+                f"{overlaps.title(dataset, split)}: {images} images show {counted(distinct, 'distinct photograph')}."
+            )
     for row in verification.overlaps.itertuples():
         one, other = overlaps.title(row.dataset, row.split), overlaps.title(row.other_dataset, row.other_split)
         says.append(
-            f"{row.images} of the {row.of} images of {one} show photographs that are in {other} too "
+            f"{row.images} of the {counted(row.of, 'image')} of {one} show photographs that are in {other} too "
             f"({row.other_images} of {row.other_of} there)."
         )
     if len(pairs := verification.pairs):
         says.append(
-            f"These are {len(pairs)} pairs of files, {np.isinf(pairs.psnr).sum()} of them equal in every pixel; their "
-            f"hashes differ in at most {pairs.bits.max()} bits, and their detail correlates to at least "
+            f"These are {counted(len(pairs), 'pair')} of files, {np.isinf(pairs.psnr).sum()} of them equal in every "
+            f"pixel; their hashes differ in at most {pairs.bits.max()} bits, and their detail correlates to at least "
             f"{pairs.correlation.min():.2f}."
         )
     return says or ["No two clean images show the same photograph."]
@@ -133,13 +134,15 @@ def sha256(path: Path) -> str:
 def _manifest(folder: Path) -> pd.DataFrame:
     """The manifest, every cell text; ``background`` and ``dataset`` empty where there is no such column."""
     path = folder / "manifest.csv"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(f"data folder {folder}: there is no such folder")
-    if not path.is_file():
-        raise SettingsError(f"data folder {folder}: manifest.csv is missing; this is no prepared folder")
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
-    except (ValueError, OSError) as error:  # what pandas raises over a broken table is a ValueError
+    except FileNotFoundError:
+        raise SettingsError(f"data folder {folder}: manifest.csv is missing; this is no prepared folder") from None
+    except OSError as error:
+        raise SettingsError(f"manifest {path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # what pandas raises over a broken table
         raise SettingsError(f"manifest {path}: is no table ({str(error).strip().splitlines()[0]})") from error
     for column in NEEDED:
         if column not in rows:
@@ -158,14 +161,15 @@ def _strange(rows: pd.DataFrame) -> Iterable[str]:
         for value, count in rows[column].value_counts().items():
             if value not in allowed:
                 hint = nearest(value, allowed)
-                yield f"manifest.csv: {column} {value!r} ({count} rows) is not one of {', '.join(allowed)}{hint}"
+                some = counted(count, "row")
+                yield f"manifest.csv: {column} {value!r} ({some}) is not one of {', '.join(allowed)}{hint}"
 
 
 def _repeated(rows: pd.DataFrame) -> Iterable[str]:
     """Names that are not unique."""
     for (split, task, name), count in rows.value_counts(["split", "task", "name"], sort=False).items():
         if count > 1 or not name:
-            yield f"manifest.csv: {split} {task} {name or '(no name)'!r} is listed {count} times"
+            yield f"manifest.csv: {split} {task} {name or '(no name)'!r} is listed {counted(count, 'time')}"
 
 
 def _sound(folder: Path, rows: pd.DataFrame, problems: list[str]) -> set[str]:
@@ -183,21 +187,41 @@ def _sound(folder: Path, rows: pd.DataFrame, problems: list[str]) -> set[str]:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or "\\" in path or pure.as_posix() != path:
             problems.append(f"{path}: is not a plain path inside the folder")
-        elif not (folder / path).is_file():
-            problems.append(f"{path}: is listed, but missing")
-        else:
+            continue
+        try:
+            is_file = (folder / path).is_file()
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror})")
+            continue
+        if is_file:
             there.add(path)
+        else:
+            problems.append(f"{path}: is listed, but missing")
     return there
 
 
 def _unlisted(folder: Path, rows: pd.DataFrame) -> Iterable[str]:
     """Files that nobody asked for."""
     known = {"manifest.csv", *CARD, *rows.input, *rows.target}
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-        name = path.relative_to(folder).as_posix()
-        published = path.suffix == ".txt" and path.parent == folder / "splits"
-        if name not in known and not published:
-            yield f"{name}: is on disk, but not in manifest.csv"
+    for path in sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names):
+        below = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in below.parts)  # as systems leave them, and an import under way
+        if below.as_posix() not in known and not hidden and not below.match("splits/*.txt"):
+            yield f"{below.as_posix()}: is on disk, but not in manifest.csv"
+
+
+def _wrong_lists(folder: Path, rows: pd.DataFrame) -> Iterable[str]:
+    """Lists that are damaged, or name other images than the manifest."""
+    sets = {"_".join(key): set(part.name) for key, part in rows.groupby(["dataset", "task", "split"])}
+    for path in sorted(folder.glob("splits/*.txt")):
+        try:
+            names = set(splits.read_list(path).names)
+        except SettingsError as error:
+            yield str(error).replace(f"list {path}", f"splits/{path.name}")
+            continue
+        wanted = sets.get(path.stem)
+        if names != wanted if wanted else not names <= set(rows.name):
+            yield f"splits/{path.name}: names other images than manifest.csv"
 
 
 def _measure(
@@ -207,7 +231,9 @@ def _measure(
     files: dict[str, tuple[str, int, int]] = {}
     thumbnails: dict[str, np.ndarray] = {}
     rows["psnr"] = np.nan
-    with tqdm(total=len(sound), disable=not progress, file=sys.stdout, unit="file", desc="verify", ncols=110) as bar:
+    with tqdm(
+        total=len(sound), disable=not progress or None, file=sys.stdout, unit="file", desc="verify", ncols=110
+    ) as bar:
 
         def look(path: str) -> np.ndarray | None:
             if path not in sound:
@@ -285,8 +311,9 @@ def _counts(rows: pd.DataFrame) -> pd.DataFrame:
         whole = "test" if split == "test" else "train"
         parts = [part for part in SPLITS if (part == "test") == (split == "test") and (dataset, task, part) in count]
         have, of = sum(count[dataset, task, part] for part in parts), published.get((dataset, task, whole))
-        kind = "complete" if have == of else MORE if of and have > of else "a subset"
-        says.append(f"{' and '.join(parts)}: {have} of {of}, {kind}" if of else "no published count")
+        # no judgement: a leak-free split moves images from one to the other
+        known = f"{of} are published for {whole}" if of else "no published count"
+        says.append(f"{' and '.join(parts)}: {have} ({known})")
     return count.reset_index(name="rows").assign(says=says)
 
 
@@ -301,7 +328,10 @@ def _altered(folder: Path, files: pd.DataFrame) -> Iterable[str]:
         return
     known = dict(zip(files.path, files.sha256, strict=True))
     for name, digest in told.items():
-        if name not in known and (folder / name).is_file():
-            known[name] = sha256(folder / name)
-        if known.get(name) != digest:
+        try:
+            found = known.get(name) or sha256(folder / name)
+        except OSError as error:
+            yield f"{name}: card.json tells of it, but it cannot be read ({error.strerror})"
+            continue
+        if found != digest:
             yield f"{name}: is not what card.json tells of"

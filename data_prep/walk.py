@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.images import SUFFIXES
+from data_prep.words import counted
 from mirl_study.settings import SettingsError
 
 DEEPEST = 10  # folders below the one that is searched
@@ -47,7 +48,8 @@ def folders_of_images(root: Path, unmatched: list[tuple[Path, str]]) -> Iterator
             else:
                 others.append(path)
         if others:
-            unmatched.append((folder, f"no images by their names: {len(others)} files, such as {others[0].name!r}"))
+            files = counted(len(others), "file")
+            unmatched.append((folder, f"no images by their names: {files}, such as {others[0].name!r}"))
         for path in reversed(folders):
             if (real := path.resolve()) in seen:
                 unmatched.append((path, "a link to a folder that is read already"))

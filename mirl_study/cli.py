@@ -5,9 +5,11 @@ Commands import what they run only when they run, so that ``mirl doctor`` works 
 
 import os
 import platform
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -178,11 +180,15 @@ def params(preset: str, protocol: str, rounds: int, rate: float, path: Path | No
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process.
 
-    Exit codes: 0 done, 1 the work failed, 2 the command was wrong, 130 stopped.
+    Exit codes: 0 done, 1 the work failed, 2 the command was wrong, 130 stopped, by Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         arguments: instead of the process's own.
     """
+    with suppress(ValueError):  # in another thread than the first there is nobody to hear them
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has one of them ignored
+                signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(cli.main(args=arguments, prog_name="mirl", standalone_mode=False) or 0)
     except SettingsError as error:
@@ -193,8 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(" ".join(error.format_message().split()), 2)
     except click.ClickException as error:
         _fail(error.message, 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("stopped; the same command goes on where it was", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _fail(str(error.__cause__ or "") or "stopped; the same command goes on where it was", 130)
 
 
 def _fail(message: str, code: int) -> None:

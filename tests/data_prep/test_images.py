@@ -53,6 +53,16 @@ def test_8_bit_rgb_is_taken_as_it_is(tmp_path, suffix, copied):
     assert images.is_plain(path) is copied
 
 
+def test_a_truncated_tiff_is_one_line_without_a_warning(tmp_path, recwarn):
+    path = tmp_path / "a.tif"
+    rgb().save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    truncate(path)
+    with pytest.raises(SettingsError, match="a whole image is wanted|no image of a known kind"):
+        images.read(path)
+    assert not recwarn.list
+
+
 def test_grey_black_and_white_and_palette_become_rgb(tmp_path):
     grey = pixels(1)
     Image.fromarray(grey).save(tmp_path / "grey.png")

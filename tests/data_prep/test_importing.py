@@ -42,7 +42,7 @@ def save(path: Path, image: Image.Image, **options) -> None:
 
 
 def pair(folder: Path, name: str, word: str = "rainy") -> None:
-    clean = picture(f"{folder}{name[:6]}")
+    clean = picture(f"{folder}{name.split('_')[0]}")  # one scene may have several hazes
     save(folder / "target" / f"{name}_gt.png", clean)
     save(folder / "input" / f"{name}_{word}.png", spoilt(clean))
 
@@ -205,7 +205,97 @@ def test_a_leak_free_split_trains_on_nothing_that_is_tested(tmp_path):
     rain = {row["name"]: row["split"] for row in rows if row["task"] == "derain"}
     assert sorted(rain) == ["Rain100L_001", "Rain100L_002", "Rain100L_003", "Rain100L_004"]
     assert sorted(rain.values()) == ["test", "test", "train", "val"]
-    assert report.notes == ["derain: 2 published test images train instead, so that what they show is not tested"]
+    assert report.notes == ["derain: 2 published test images moved to training, because what they show is trained on"]
+
+
+def same_in_both(folder: Path) -> Path:
+    """Pairs to train and to test on that show the same photographs, as names do not tell; and two that are apart."""
+    for split in ("train", "test"):
+        for n in range(3):
+            save(folder / f"derain/{split}/target/{split}{n}.png", picture(f"rain{n}"))
+            save(folder / f"derain/{split}/input/{split}{n}.png", spoilt(picture(f"rain{n}")))
+    for name in ("x", "y"):
+        pair(folder / "derain/train", name)
+    return folder
+
+
+@pytest.mark.parametrize("split", ["paper", "leak_free"])
+def test_a_leak_is_told_from_pixels_when_names_do_not_tell_it(tmp_path, split):
+    report = import_folder(same_in_both(tmp_path / "a"), tmp_path / "b", split=split, validation=0.3, progress=False)
+    rows = manifest(report.folder)
+    tested = {row["background"] for row in rows if row["split"] == "test"}
+    leaking = [row["name"] for row in rows if row["split"] != "test" and row["background"] in tested]
+    assert report.problems == [] and len(tested) == 3
+    if split == "paper":
+        assert len(leaking) == 3 and "3 of the 3 images of pairs test show photographs" in report.shared[0]
+    else:
+        assert not leaking and report.shared == ["No two clean images show the same photograph."]
+        assert report.notes == ["derain: 3 training images left out, because what they show is tested"]
+
+
+def test_problems_of_the_new_folder_are_reported(tmp_path):
+    for place in ("input", "target"):
+        save(tmp_path / f"a/derain/test/{place}/1.png", picture("x"))
+    report = import_folder(tmp_path / "a", tmp_path / "b", progress=False)
+    assert len(report.problems) == 1 and "is the same image as its target" in report.problems[0]
+
+
+def test_half_of_what_a_task_tests_trains_where_it_has_no_training_set(tmp_path):
+    for n in range(4):
+        pair(tmp_path / "a/SOTS", f"000{n}_0.8_0.2", "hazy")
+    report = import_folder(tmp_path / "a", tmp_path / "b", split="leak_free", progress=False)
+    assert report.notes == ["dehaze: 2 published test images moved to training, because there is no training set"]
+
+
+def test_lists_say_what_share_was_drawn_of_their_images(source, tmp_path):
+    draws = {"BSD400": 0.75, "Rain100L": 0.5, "OTS": 0.5, "WED": 0.75}
+    report = import_folder(source, tmp_path / "b", fractions=draws, rain_variants=1, jpeg=True, progress=False)
+    said = {path.stem: splits.read_list(path).fraction for path in (tmp_path / "b/splits").iterdir()}
+    assert {said[name] for name in said if name.endswith("_test") or "_jpeg_" in name} == {1.0}
+    assert said["Rain100L_derain_train"] == 0.5 and said["BSD400_denoise_train"] == 0.75
+    assert said["BSD400_derain_train"] == 1.0, "made, not drawn"
+    assert (
+        report.notes[0] == ("BSD400: a share of 4 images, 400 are published; the authors' archive is drawn already")
+        and len(report.notes) == 4
+    )
+
+
+def test_what_has_no_effect_is_said(tmp_path):
+    for n in range(3):
+        pair(tmp_path / "a/derain/test", str(n))
+    report = import_folder(tmp_path / "a", tmp_path / "b", rain_variants=1, jpeg=True, progress=False)
+    assert [note for note in report.notes if "nothing was made" in note] == [
+        "jpeg: there are no photographs to put through a social network; nothing was made",
+        "rain_variants: without training pairs of rain and other training photographs nothing was made",
+    ]
+    before = state(tmp_path)
+    line = refused(before, tmp_path, source=tmp_path / "a", target=tmp_path / "c", validation=2)
+    assert "validation=2 is not allowed" in line, "even where nothing trains"
+
+
+def test_rain_that_cannot_be_lifted_is_named_with_its_file(tmp_path):
+    source = authors(tmp_path / "a")
+    path = source / RAIN.format("input/rain-101_rainy.png")
+    save(path, picture("other"))
+    line = refused(state(tmp_path), tmp_path, source=source, target=tmp_path / "b", rain_variants=9)
+    assert f"rain_variants: {path}: " in line and "at most 1% may" in line
+
+
+def test_a_name_too_long_for_the_disk_is_the_source_s(tmp_path):
+    for name in ("1", "2"):
+        pair(tmp_path / "a" / ("derain" + "y" * 120) / ("x" * 120), name + "z" * 60)
+    line = refused(state(tmp_path), tmp_path, source=tmp_path / "a", target=tmp_path / "b")
+    assert f"image {tmp_path / 'a'}/derainyyy" in line and "shorten the names" in line
+
+
+def test_a_file_that_can_no_longer_be_read_is_named(source, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("data_prep.prepared.Path.read_bytes", fails)
+    with pytest.raises(SettingsError, match=rf"image {source}\S+ cannot be read \(Input/output error\)"):
+        import_folder(source, tmp_path / "b", progress=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_family_without_training_images_is_said_to_be_so(tmp_path):
@@ -309,6 +399,7 @@ BAD = {  # what is wrong: (how it comes about, other arguments, words of the ref
     "fraction no number": (None, {"fractions": {"WED": float("nan")}}, "WED=nan is not allowed"),
     "fraction of an unknown set": (None, {"fractions": {"BSD40": 0.1}}, "did you mean 'BSD400'"),
     "fraction of a set that is not there": (None, {"fractions": {"DIV2K": 0.1}}, "'DIV2K' is not one of BSD400"),
+    "fraction of test images": (None, {"fractions": {"SOTS": 0.5}}, "SOTS=0.5 is not allowed: it has only test"),
     "an unknown split": (None, {"split": "leakfree"}, "did you mean 'leak_free'"),
     "an unknown task": (None, {"task": "denoising"}, "did you mean 'denoise'"),
     "no validation": (None, {"validation": 0}, "validation=0 is not allowed"),
@@ -399,7 +490,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_trace(source, tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_prep.prepared.shutil.copyfile", full)
+    monkeypatch.setattr("data_prep.prepared.Path.write_bytes", full)
     text = refused({}, tmp_path, source=source, target=tmp_path / "deep" / "prepared")
     assert "cannot be written (No space left on device)" in text
 

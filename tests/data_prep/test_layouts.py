@@ -251,6 +251,22 @@ def test_a_pair_of_folders_of_any_task(tmp_path, task):
     assert "state the task (denoise, derain, dehaze, jpeg)" in refusal(source)
 
 
+def test_roles_are_told_by_the_deepest_folder_that_has_one(tmp_path):
+    """What a folder suffers may be called as a role is: rain/input, haze/clear."""
+    source = tree(
+        tmp_path / "mine",
+        *("rain/input/1.png", "rain/target/1.png", "haze/hazy/1.png", "haze/clear/1.png"),
+        *(f"more/rain/{split}/{part}/1.png" for split in ("train", "test") for part in ("input", "target")),
+    )
+    assert {values[1:3] + values[4:] for values in told(source).values()} == {
+        ("train", "derain", "rain/input/1.png", "rain/target/1.png"),
+        ("train", "dehaze", "haze/hazy/1.png", "haze/clear/1.png"),
+        ("train", "derain", "more/rain/train/input/1.png", "more/rain/train/target/1.png"),
+        ("test", "derain", "more/rain/test/input/1.png", "more/rain/test/target/1.png"),
+    }
+    assert find(source).unmatched == []
+
+
 def test_images_that_are_noisy_already_are_left_out(tmp_path):
     source = tree(tmp_path / "mine", "train/input/1.png", "train/target/1.png")
     assert {name: values[4:] for name, values in told(source, task="denoise").items()} == {
@@ -312,7 +328,7 @@ def test_what_does_not_match_is_listed_with_its_reason(tmp_path):
         "Rain100L/val/target/001.png": layouts.VALIDATION,
         "Rain100L/stray.png": "in no folder with a known name, nor beside its pair",
         "stray.jpg": "in no folder with a known name, nor beside its pair",
-        "notes": "no images by their names: 1 files, such as 'readme.txt'",
+        "notes": "no images by their names: 1 file, such as 'readme.txt'",
     }
 
 

@@ -175,7 +175,8 @@ def present(path: Path) -> set[str]:
 
 
 def test_the_registry_is_as_the_paper_counts():
-    assert sources.expected_counts() == {
+    counts = {(h.dataset, h.split): h.count for source in sources.sources() for h in source.holds if h.count}
+    assert counts == {
         ("BSD400", "train"): 400,
         ("CBSD68", "test"): 68,
         ("WED", "train"): 4744,
@@ -244,7 +245,8 @@ def test_redirections_are_followed(server, registry):
     assert [asked["path"] for asked in server.asked] == ["/moved", "/file.zip"]
 
 
-def test_the_bar_shows_how_long_it_takes(server, registry, capsys):
+def test_the_bar_shows_people_how_long_it_takes(server, registry, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     path = registry(url=f"{server.url}/file.zip")
     server.cuts = [40_000]
     sources.fetch("Set", path.parent)
@@ -513,6 +515,24 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_left_alone(registry, data
     assert path.read_bytes() == data and present(path) == {"file.zip"}
 
 
+def test_a_file_put_there_by_hand_is_recorded_once_it_is_known_to_be_whole(registry, capsys):
+    path = registry(checksum=None)
+    path.parent.mkdir()
+    path.write_bytes(DATA[:-30])
+    assert f"archive {path}: is damaged" in refused(path) and present(path) == {"file.zip"}
+    path.write_bytes(DATA)
+    fetch(path)
+    assert json.loads((path.parent / "checksums.json").read_text()) == {"file.zip": SHA256}
+
+
+def test_of_a_kind_that_cannot_be_read_through_nothing_is_recorded(registry):
+    path = registry(checksum=None, name="file.rar")
+    path.parent.mkdir()
+    path.write_bytes(b"Rar!" + bytes(100))
+    sources.fetch("Set", path.parent, progress=False)
+    assert present(path) == {"file.rar"}
+
+
 def test_what_is_in_the_way_is_named(registry, tmp_path):
     path = registry()
     path.mkdir(parents=True)
@@ -596,6 +616,19 @@ def test_drive_with_a_fake_gdown_that_brings_something_else(registry, monkeypatc
     assert not path.parent.exists()
 
 
+def test_drive_shows_people_how_far_it_is(registry, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gdown", gdown := FakeGdown(DATA))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    path = registry(drive="x" * 33)
+    sources.fetch("Set", path.parent)
+    assert gdown.called["quiet"], "its own words are not wanted"
+    with pytest.raises(SystemExit):  # as if the server broke off
+        gdown.download = lambda progress, **_: (progress(50_000, 100_000), sys.exit())
+        path.unlink()
+        sources.fetch("Set", path.parent)
+    assert "file.zip:  50%" in capsys.readouterr().err
+
+
 def test_drive_with_a_fake_gdown_on_a_full_disk(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", FakeGdown(error=OSError(28, "No space left on device")))
     path = registry(drive="x" * 33)
@@ -615,7 +648,9 @@ def drive(server, monkeypatch, tmp_path):
         lambda session, url, **how: ask(session, url.replace("https://drive.google.com", server.url), **how),
     )
     monkeypatch.setattr(sys.modules["gdown.download"], "DEFAULT_COOKIES_FILE", str(tmp_path / "cookies.txt"))
-    inspect.signature(gdown.download).bind(id="", output="", quiet=True, resume=True, timeout=1.0, retries=1)
+    inspect.signature(gdown.download).bind(
+        id="", output="", quiet=True, resume=True, timeout=1.0, retries=1, progress=print
+    )
     server.headers |= {"Content-Disposition": 'attachment; filename="whatever.zip"'}
     return server
 
@@ -635,6 +670,19 @@ def test_drive_with_the_real_gdown_over_quota(drive, registry):
     line = refused(path)
     assert "Too many users have viewed" in line and drive_by_hand(line, path)
     assert not path.parent.exists()
+
+
+def test_drive_with_the_real_gdown_and_no_network(drive, registry, capfd, monkeypatch):
+    monkeypatch.setattr(sys.modules["gdown.download"], "_wait_or_cancel", lambda **_: None)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(Server, "url", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        path = registry(drive="x" * 33)
+        with pytest.raises(SettingsError) as caught:
+            sources.fetch("Set", path.parent)
+    line = str(caught.value)
+    assert "was not given out by Google Drive (no connection)" in line and drive_by_hand(line, path)
+    assert capfd.readouterr() == ("", "")
 
 
 # ---- the way on

@@ -241,11 +241,6 @@ def test_a_list_edited_on_another_system_is_read(tmp_path):
     assert splits.read_list(path) == LISTED
 
 
-def test_a_list_picks_images_in_its_order():
-    items = some(10)
-    assert names(splits.named(items, ["007", "002"])) == ["007", "002"]
-
-
 def test_the_seed_and_fraction_of_a_list_draw_it_again(tmp_path):
     items = some(40)
     path = tmp_path / "list.txt"
@@ -303,7 +298,6 @@ BAD = [
     ("a remark as name", lambda: splits.write_list(Path("x"), LISTED._replace(names=("#a",))), "'#a'"),
     ("blanks at the end", lambda: splits.write_list(Path("x"), LISTED._replace(names=("a ",))), "'a '"),
     ("data set of two lines", lambda: splits.write_list(Path("x"), LISTED._replace(dataset="a\r")), "'a\\r'"),
-    ("a name not there", lambda: splits.named(some(5), ["0003"]), "did you mean '003'?"),
     ("sizes differ", lambda: splits.lift_rain(GREY[1:], GREY), "input is (15, 20)"),
     ("darker", lambda: splits.lift_rain(GREY - 10, GREY), "100.0% of the pixels"),
     ("coloured", lambda: splits.lift_rain(GREY + np.uint8([0, 30, 0]), GREY), "100.0% of the pixels"),
