@@ -161,7 +161,8 @@ def read_list(path: Path) -> NameList:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"list {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise SettingsError(f"list {path}: cannot be read ({reason})") from error
     header = dict(line[1:].strip().split(": ", 1) for line in lines if line.startswith("#") and ": " in line)
     names = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     try:

@@ -213,7 +213,14 @@ def _unlisted(folder: Path, rows: pd.DataFrame) -> Iterable[str]:
 def _wrong_lists(folder: Path, rows: pd.DataFrame) -> Iterable[str]:
     """Lists that are damaged, or name other images than the manifest."""
     sets = {"_".join(key): set(part.name) for key, part in rows.groupby(["dataset", "task", "split"])}
-    for path in sorted(folder.glob("splits/*.txt")):
+    try:
+        lists = sorted(path for path in (folder / "splits").iterdir() if path.suffix == ".txt")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield f"splits: cannot be read ({error.strerror})"
+        return
+    for path in lists:
         try:
             names = set(splits.read_list(path).names)
         except SettingsError as error:
@@ -319,11 +326,14 @@ def _counts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _altered(folder: Path, files: pd.DataFrame) -> Iterable[str]:
     """Files that are not what the card tells of."""
-    if not (path := folder / "card.json").is_file():
-        return
     try:
-        told = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        told = dict(json.loads((folder / "card.json").read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield f"card.json: cannot be read ({error.strerror})"
+        return
+    except (ValueError, KeyError, TypeError):
         yield "card.json: is no data card; write it again"
         return
     known = dict(zip(files.path, files.sha256, strict=True))

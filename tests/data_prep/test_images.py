@@ -55,8 +55,7 @@ def test_8_bit_rgb_is_taken_as_it_is(tmp_path, suffix, copied):
 
 def test_a_truncated_tiff_is_one_line_without_a_warning(tmp_path, recwarn):
     path = tmp_path / "a.tif"
-    rgb().save(path)
-    path.write_bytes(path.read_bytes()[:-100])
+    rgb().save(path, compression="tiff_lzw")
     truncate(path)
     with pytest.raises(SettingsError, match="a whole image is wanted|no image of a known kind"):
         images.read(path)

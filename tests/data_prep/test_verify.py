@@ -210,6 +210,15 @@ def test_what_cannot_be_read_is_said_to_be_so(folder):
     ]
 
 
+def test_what_is_in_the_place_of_lists_and_card_is_named(folder):
+    shutil.rmtree(folder / "splits")
+    (folder / "splits").write_text("")
+    (folder / "card.json").mkdir()
+    result = look(folder)
+    assert "splits: cannot be read (Not a directory)" in result.problems
+    assert result.altered == ["card.json: cannot be read (Is a directory)"]
+
+
 def test_hidden_files_are_passed_over(folder):
     for name in (".DS_Store", "train/._c0.png", ".manifest.csv.1-00000000.tmp"):
         (folder / name).touch()
