@@ -102,10 +102,10 @@ def import_folder(
     drawn = items = backgrounds.unify(_subset(found.items, fractions, seed), progress)
     if split == "leak_free":
         items = splits.leak_free(items, seed)
-    notes += _notes(drawn, items)
     if jpeg:
         items = [*items, *(web := _for_web(items))]
         notes += [] if web else ["jpeg: there are no photographs to put through a social network; nothing was made"]
+    notes += _notes(drawn, items)
     items = splits.validation(items, validation, seed)
     rain = {(pair.item.split, pair.item.name): pair for pair in splits.rain_pairs(items, rain_variants, seed)}
     if rain_variants and not rain:

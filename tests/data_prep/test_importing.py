@@ -322,12 +322,22 @@ def test_rain_of_real_pairs_falls_on_other_photographs(source, tmp_path):
 
 
 def test_photographs_through_an_imitated_network(source, tmp_path):
-    import_folder(source, tmp_path / "prepared", jpeg=True, progress=False)
+    report = import_folder(source, tmp_path / "prepared", jpeg=True, progress=False)
+    assert not report.notes
     rows = [row for row in manifest(tmp_path / "prepared") if row["task"] == "jpeg"]
     assert Counter(row["split"] for row in rows) == {"train": 7, "val": 1, "test": 4}
     for row in rows:
         degraded, clean = (images.read(tmp_path / "prepared" / row[part]) for part in ("input", "target"))
         assert degraded.shape == clean.shape and not np.array_equal(degraded, clean)
+
+
+def test_real_images_of_a_network_are_tested_on_what_was_made(source, tmp_path):
+    for name in ("a_original", "a_network"):
+        save(tmp_path / f"more/OSN/{name}.png", picture(name))
+    save(tmp_path / "more/BSD400/1.png", picture("1"))
+    save(tmp_path / "more/BSD400/2.png", picture("2"))
+    report = import_folder(tmp_path / "more", tmp_path / "prepared", jpeg=True, progress=False)
+    assert report.notes == ["denoise: 2 images to train on and none to test on; a study of it needs both"]
 
 
 def test_images_of_other_kinds_are_converted_by_the_rule_and_said_to_be(tmp_path):
