@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirl_study.fused import attended, gated
 from mirl_study.settings import PRESETS, NetworkSettings, choose
 
 PRUNABLE_KINDS = (
@@ -32,6 +33,9 @@ PRUNABLE_KINDS = (
 )
 
 
+SMALL = 2**18  # values: half a millisecond's worth of reading and writing
+
+
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution without bias on (B, H, W, C), as a matrix product."""
 
@@ -40,6 +44,11 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.flatten(1))
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution of each channel by itself, on (B, H, W, C)."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
 
 
 class Conv3x3(nn.Conv2d):
@@ -80,15 +89,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
-        q, k, v = self.qkv_dwconv(self.qkv(x)).flatten(1, 2).chunk(3, dim=-1)
-        q, k = (t.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1) for t in (q, k))  # (B, heads, c, HW)
-        # q and k have unit length along the pixels: dividing the small product is the same and cheaper.
-        lengths = q.norm(dim=-1).clamp_min(1e-12).unsqueeze(-1) * k.norm(dim=-1).clamp_min(1e-12).unsqueeze(-2)
-        attention = (self.temperature * (q @ k.transpose(-1, -2)) / lengths).softmax(dim=-1)
-        # The projection and the attention are both linear in v: multiplied together first, v is read once.
-        projection = self.project_out.weight.view(channels, self.heads, -1).permute(1, 2, 0)
-        mix = (attention.transpose(-1, -2) @ projection).flatten(1, 2)  # (B, C, C)
-        return torch.bmm(v, mix).view(batch, height, width, channels)
+        qkv = self.qkv_dwconv(self.qkv(x)).flatten(1, 2)
+        return attended(qkv, self.temperature, self.project_out.weight.flatten(1)).view(batch, height, width, channels)
 
 
 class FeedForward(nn.Module):
@@ -104,8 +106,14 @@ class FeedForward(nn.Module):
         self.project_out = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
-        return self.project_out(F.gelu(gate) * value)
+        # Elementwise functions are several times slower on halves of rows than on contiguous values. Where tensors are
+        # large, the halves are computed one by one; where they are small, each further call costs more than a copy.
+        if x.numel() < SMALL:
+            gate, value = (half.contiguous() for half in self.dwconv(self.project_in(x)).chunk(2, dim=-1))
+        else:
+            inner, outer = self.project_in.weight.flatten(1).chunk(2), self.dwconv.weight.chunk(2)
+            gate, value = (depthwise(F.linear(x, a), b) for a, b in zip(inner, outer, strict=True))
+        return gated(gate, value, self.project_out.weight.flatten(1))
 
 
 class Block(nn.Module):

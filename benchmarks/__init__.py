@@ -1,0 +1,1 @@
+"""How fast, against a plain restatement of the reference path: `mirl bench`."""

@@ -1,0 +1,204 @@
+"""Ours and the plain path side by side: each in a process of its own, by turns, so that both see the same machine."""
+
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import plain, subjects
+from mirl_study import load_settings, store
+from mirl_study.settings import choose
+
+TARGETS = {  # row: (what, at least so many times the plain path)
+    "batches": ("batches from the data path, against decoding for every sample", 20.0),
+    "step_paper": ("training step, `paper` network, 8 x 64x64, CPU float32", 2.5),
+    "forward_paper": ("forward on 320x480, `paper` network, CPU float32", 2.2),
+    "step_laptop": ("training step, `laptop` network, CPU float32", 2.0),
+    "prune_rewind": ("prune and rewind 33.2M weights, against numpy's percentile", 10.0),
+    "metrics": ("PSNR and SSIM of full images, against scikit-image one by one", 3.0),
+    "disk": ("disk of a 16-round chain of `paper`, against full checkpoints", 50.0),
+    "memory": ("peak memory of a training step, `paper` network (1 / 0.6 is the aim)", 1 / 0.6),
+}
+UNMEASURED = {
+    "step_gpu": "training step on one GPU, `paper` network, bf16 autocast, against eager float32 (aim 3x)",
+    "images_gpu": "restore and score Rain100L's 100 images on one GPU (aim 3x)",
+    "memory_gpu": "peak memory of a training step on one GPU (aim 0.6x)",
+}
+COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ"]
+
+
+def _child(pipe: Connection, row: str, side: str, threads: int) -> None:
+    """Prepares one side of a row and runs it whenever it is told to."""
+    torch.set_num_threads(threads)
+    before = _peak()
+    run = subjects.TIMED[row](side)
+    while pipe.recv():
+        start = time.perf_counter()
+        value = run()
+        pipe.send((time.perf_counter() - start, value, _peak() - before))
+
+
+def _peak() -> int:
+    """The largest amount of memory that this process has held so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+@contextmanager
+def _sides(row: str, threads: int) -> Iterator[dict[str, Connection]]:
+    """Both sides of a row, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    pipes, children = {}, []
+    try:
+        for side in ("ours", "plain"):
+            pipes[side], end = context.Pipe()
+            children.append(context.Process(target=_child, args=(end, row, side, threads), daemon=True))
+            children[-1].start()
+            end.close()
+        yield pipes
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for child in children:
+            child.terminate()
+            child.join()
+
+
+def measure(row: str, runs: int, threads: int) -> dict[str, Any]:
+    """Times a row, by turns.
+
+    Args:
+        row: one of ``subjects.TIMED``.
+        runs: of each side, besides a first one that is not counted.
+        threads: of torch.
+
+    Returns:
+        ``ours`` and ``plain`` (medians, seconds), all ``runs`` of each, ``peak`` (bytes, beyond what the imports hold)
+        and ``differ``, the largest difference of what both computed in their first run.
+    """
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    values, peaks = {}, {}
+    with _sides(row, threads) as pipes:
+        for turn in range(runs + 1):
+            for side, pipe in pipes.items():
+                pipe.send(True)
+                elapsed, value, peaks[side] = pipe.recv()
+                values.setdefault(side, value)
+                if turn:
+                    seconds[side].append(elapsed)
+    apart = np.abs(values["ours"] - values["plain"])
+    return {
+        "ours": statistics.median(seconds["ours"]),
+        "plain": statistics.median(seconds["plain"]),
+        "runs": seconds,
+        "peak": peaks,
+        "differ": float(apart.max()) if apart.size else None,
+    }
+
+
+def floor(threads: int) -> dict[str, float]:
+    """The machine at its best: its rates, and the seconds that one training step of ``paper`` would need at them."""
+    torch.set_num_threads(threads)
+    a, b = torch.rand(2, 2048, 2048)
+    block = torch.rand(2**26)
+    rates = {}
+    for name, work, run in (
+        ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: a @ b),
+        ("gb_per_s", 2 * 4 * 2**26 / 1e9, block.clone),  # read once and written once
+    ):
+        run()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        rates[name] = work / statistics.median(times)
+    settings = load_settings("paper")
+    network = plain.build_network(settings.network)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, 3, 64, 64)).sum().backward()
+    step = 8 * counter.get_total_flops() / 1e9
+    return rates | {"step_paper_gflop": step, "step_paper_seconds": step / rates["gflop_per_s"]}
+
+
+def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
+    """Measures rows and keeps the result in ``benchmarks/results/``, as JSON and as a Markdown table.
+
+    Args:
+        rows: of TARGETS; none means all.
+        runs: of each side.
+        threads: of torch.
+
+    Returns:
+        The table: see COLUMNS.
+
+    Raises:
+        SettingsError: for an unknown row.
+    """
+    rows = [choose("rows", row, TARGETS) for row in rows] or list(TARGETS)
+    found, lines = {}, []
+    for row in rows:
+        if row == "disk":
+            ours, against = (subjects.chain_bytes(side) / 1e6 for side in ("ours", "plain"))
+            line = (ours, against, "MB", None)
+        elif row == "memory":
+            found.setdefault("step_paper", None) or found.update(step_paper=measure("step_paper", runs, threads))
+            ours, against = (found["step_paper"]["peak"][side] / 1e6 for side in ("ours", "plain"))
+            line = (ours, against, "MB", None)
+        else:
+            found[row] = measure(row, runs, threads)
+            ours, against = found[row]["ours"], found[row]["plain"]
+            line = (ours, against, "s", found[row]["differ"])
+        what, aim = TARGETS[row]
+        lines.append((row, what, ours, against, line[2], against / ours, aim, line[3]))
+        print(
+            f"{row:<14} {against / ours:6.2f}x  (aim {aim:.3g}x)  ours {ours:.4g}, plain {against:.4g} {line[2]}",
+            flush=True,
+        )
+    table = pd.DataFrame(lines, columns=COLUMNS)
+    facts = store.provenance("cpu") | {"threads": threads, "runs": runs, "cpu": _processor(), "floor": floor(threads)}
+    folder = Path(__file__).parent / "results"
+    name = f"cpu-{threads}-threads" + ("" if set(rows) == set(TARGETS) else "-" + "-".join(rows))
+    record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": UNMEASURED}
+    store.write_json(folder / f"{name}.json", record)
+    with store.atomic(folder / f"{name}.md") as temporary:
+        temporary.write_text(_markdown(table, facts), encoding="utf-8")
+    return table
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
+    shown = table.assign(
+        **{column: table[column].map("{:.4g}".format) for column in ("ours", "plain")},
+        ratio=table.ratio.map("{:.2f}x".format),
+        aim=table.aim.map("{:.3g}x".format),
+        differ=table.differ.map(lambda value: "" if pd.isna(value) else f"{value:.1e}"),
+    )
+    best, torch_version = facts["floor"], facts["versions"]["torch"]
+    return (
+        f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
+        f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}; medians of "
+        f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports.\n\n"
+        f"The machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that rate "
+        f"a training step of `paper` ({best['step_paper_gflop']:.0f} GFLOP) takes {best['step_paper_seconds']:.2f} s.\n\n"
+        + "".join(f"- not measured: {what}\n" for what in UNMEASURED.values())
+    )

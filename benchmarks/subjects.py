@@ -1,0 +1,172 @@
+"""What is timed: for each row a function of the side, ``ours`` or ``plain``, that prepares and returns one run of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from benchmarks import plain
+from mirl_study import criteria, data, evaluation, load_settings, lottery
+from mirl_study.machine import keep_memory
+from mirl_study.masks import Mask
+from mirl_study.network import build_network
+from mirl_study.settings import Settings
+
+Run = Callable[[], np.ndarray]  # one run; returns what both sides must agree on, or nothing
+SEED = 0
+
+
+def _network(side: str, settings: Settings) -> torch.nn.Module:
+    return (build_network if side == "ours" else plain.build_network)(settings.network, SEED)
+
+
+def _step(side: str, settings: Settings, size: int, patch: int) -> Run:
+    """One training step: forward, backward, optimiser; masks as after some rounds, for ours; returns its loss."""
+    if side == "ours":
+        keep_memory()
+    network = _network(side, settings)
+    generator = torch.Generator().manual_seed(SEED)
+    degraded, target = torch.rand(2, size, 3, patch, patch, generator=generator)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=side == "ours")
+
+    def run() -> np.ndarray:
+        loss = F.l1_loss(network(degraded), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return np.array([loss.item()])
+
+    return run
+
+
+def step_paper(side: str) -> Run:
+    """Training step, network `paper`, batch of 8, 64x64."""
+    return _step(side, load_settings("paper"), 8, 64)
+
+
+def step_laptop(side: str) -> Run:
+    """Training step, network of `laptop`, its batch and patch."""
+    settings = load_settings("laptop")
+    return _step(side, settings, settings.batch_size, settings.patch_size)
+
+
+def forward_paper(side: str) -> Run:
+    """Forward pass, network `paper`, one image of 320x480."""
+    if side == "ours":
+        keep_memory()
+    network = _network(side, load_settings("paper")).eval()
+    image = torch.rand(1, 3, 320, 480, generator=torch.Generator().manual_seed(SEED))
+
+    @torch.no_grad()
+    def run() -> np.ndarray:
+        return network(image).numpy()
+
+    return run
+
+
+def batches(side: str) -> Run:
+    """Ten batches of 8 patches of 64x64, from photographs of 512x512 (`mirl_study.data`, or decoded for each patch)."""
+    folder = TemporaryDirectory()
+    rng, root = np.random.default_rng(SEED), Path(folder.name)
+    coarse = torch.from_numpy(rng.random((16, 3, 64, 64), dtype=np.float32))
+    photographs = F.interpolate(coarse, 512, mode="bicubic").clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).numpy()
+    rows, lines = [], []
+    for place, photograph in enumerate(photographs):
+        task = ("denoise", "derain", "dehaze")[place % 3]
+        for part, image in {"clean": photograph, "input": photograph // 2 + 60}.items():
+            plain.Image.fromarray(image).save(root / f"{place}_{part}.png")
+        degraded = "" if task == "denoise" else f"{place}_input.png"
+        lines += [(split, task, place, degraded, f"{place}_clean.png") for split in ("train", "val", "test")]
+        rows.append((root / degraded if degraded else None, root / f"{place}_clean.png"))
+    table = pd.DataFrame(lines, columns=["split", "task", "name", "input", "target"])
+    table.to_csv(root / "manifest.csv", index=False)
+    bank = data.load_bank(load_settings("gpu", data=str(root)), "train", root) if side == "ours" else None
+
+    def run() -> np.ndarray:
+        for step in range(10):
+            if bank:
+                bank.batch(8, 64, seed=SEED, order=0, step=step)
+            else:
+                plain.batch(rows, 8, 64, rng)
+        assert folder  # the photographs stay as long as they are needed
+        return np.empty(0)
+
+    return run
+
+
+def prune_rewind(side: str) -> Run:
+    """Global pruning by a fifth, and the way back to the initialisation, of all 33.2 million weights of `paper`."""
+    settings = load_settings("paper", protocol="released")
+    network = build_network(settings.network, SEED + 1)
+    whole = Mask.dense(network, norms=True, unused=True)
+    names = dict(network.named_parameters())
+    if side == "ours":
+
+        def run() -> np.ndarray:
+            scores = criteria.magnitude(criteria.Evidence(network, whole))
+            mask = criteria.prune(whole, scores, settings.rate, "global")
+            start = build_network(settings.network, SEED)
+            mask.apply_(dict(start.named_parameters()))
+            return np.array([mask.kept])
+
+        return run
+    initial = {name: value.detach().clone() for name, value in build_network(settings.network, SEED).named_parameters()}
+    masks = {name: np.ones(keep.shape, np.float32) for name, keep in whole.items()}
+
+    trained = {name: parameter.data for name, parameter in names.items()}
+
+    def run_plainly() -> np.ndarray:
+        pruned = plain.prune(names, masks, settings.rate)
+        plain.rewind(network, initial, pruned)
+        for name, value in trained.items():  # for the next run
+            names[name].data = value
+        return np.array([sum(int(mask.sum()) for mask in pruned.values())])
+
+    return run_plainly
+
+
+def metrics(side: str) -> Run:
+    """PSNR and SSIM of 20 images of 321x481, against scikit-image one by one."""
+    generator = torch.Generator().manual_seed(SEED)
+    clean = torch.rand(20, 3, 321, 481, generator=generator)
+    noisy = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+
+    def run() -> np.ndarray:
+        rows = []
+        for a, b in zip(noisy, clean, strict=True):
+            if side == "ours":
+                rows.append((evaluation.psnr(a[None], b[None]).item(), evaluation.ssim(a[None], b[None]).item()))
+                continue
+            one, other = a.permute(1, 2, 0).numpy(), b.permute(1, 2, 0).numpy()
+            ssim = structural_similarity(one, other, channel_axis=-1, data_range=1)
+            rows.append((peak_signal_noise_ratio(other, one, data_range=1), ssim))
+        return np.array(rows)
+
+    return run
+
+
+def chain_bytes(side: str) -> int:
+    """Bytes on disk of a 16-round chain of `paper`: what our records take, or 16 checkpoints with both moments."""
+    settings = load_settings("paper")
+    network = build_network(settings.network, SEED)
+    if side == "plain":
+        return 16 * 3 * sum(4 * parameter.numel() for parameter in network.parameters())
+    with TemporaryDirectory() as folder:
+        mask, total = lottery.dense_mask(settings), 0
+        scores = criteria.magnitude(criteria.Evidence(network, mask))
+        for index in range(settings.rounds + 1):
+            path = Path(folder) / f"{index}.npz"
+            mask.save(path)
+            total += path.stat().st_size
+            mask = criteria.prune(mask, scores, settings.rate, settings.scope)
+        for _ in settings.keep_weights:
+            total += 4 * sum(parameter.numel() for parameter in network.parameters())
+    return total
+
+
+TIMED = {row.__name__: row for row in (batches, step_paper, forward_paper, step_laptop, prune_rewind, metrics)}
