@@ -44,10 +44,18 @@ def _child(pipe: Connection, row: str, side: str, threads: int) -> None:
     torch.set_num_threads(threads)
     before = _peak()
     run = subjects.TIMED[row](side)
-    while pipe.recv():
+    while _told(pipe):
         start = time.perf_counter()
         value = run()
         pipe.send((time.perf_counter() - start, value, _peak() - before))
+
+
+def _told(pipe: Connection) -> bool:
+    """Waits for the next turn; false when there will be none."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return False
 
 
 def _peak() -> int:
@@ -126,9 +134,9 @@ def floor(threads: int) -> dict[str, float]:
         rates[name] = work / statistics.median(times)
     settings = load_settings("paper")
     network = plain.build_network(settings.network)
-    with FlopCounterMode(display=False) as counter:
-        network(torch.rand(1, 3, 64, 64)).sum().backward()
-    step = 8 * counter.get_total_flops() / 1e9
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.rand(1, 3, 64, 64))
+    step = 3 * 8 * counter.get_total_flops() / 1e9  # backward: a product for the input and one for the weight
     return rates | {"step_paper_gflop": step, "step_paper_seconds": step / rates["gflop_per_s"]}
 
 
@@ -197,8 +205,8 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
     return (
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
         f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}; medians of "
-        f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports.\n\n"
-        f"The machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that rate "
-        f"a training step of `paper` ({best['step_paper_gflop']:.0f} GFLOP) takes {best['step_paper_seconds']:.2f} s.\n\n"
+        f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports."
+        f"\n\nThe machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
+        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s.\n\n"
         + "".join(f"- not measured: {what}\n" for what in UNMEASURED.values())
     )

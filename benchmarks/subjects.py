@@ -1,4 +1,4 @@
-"""What is timed: for each row a function of the side, ``ours`` or ``plain``, that prepares and returns one run of it."""
+"""What is timed: for each row a function of the side, ``ours`` or ``plain``, that prepares it and returns a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +101,8 @@ def batches(side: str) -> Run:
 
 def prune_rewind(side: str) -> Run:
     """Global pruning by a fifth, and the way back to the initialisation, of all 33.2 million weights of `paper`."""
+    if side == "ours":
+        keep_memory()
     settings = load_settings("paper", protocol="released")
     network = build_network(settings.network, SEED + 1)
     whole = Mask.dense(network, norms=True, unused=True)
@@ -132,6 +134,8 @@ def prune_rewind(side: str) -> Run:
 
 def metrics(side: str) -> Run:
     """PSNR and SSIM of 20 images of 321x481, against scikit-image one by one."""
+    if side == "ours":
+        keep_memory()
     generator = torch.Generator().manual_seed(SEED)
     clean = torch.rand(20, 3, 321, 481, generator=generator)
     noisy = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)

@@ -43,6 +43,17 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
+@click.option("--rows", default="", metavar="LIST", help="Of the table: step_paper,batches. [default: all]")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Of each side; the median counts.")
+@click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(1), help="Of torch. [default: all]")
+def bench(rows: str, runs: int, threads: int) -> None:
+    """Time the study against a plain restatement of the reference path; on a machine that does nothing else."""
+    from benchmarks.bench import bench as measure
+
+    measure([row for row in rows.split(",") if row], runs, threads)
+
+
+@cli.command()
 def doctor() -> None:
     """Say of everything that the study needs whether it is there: OK or FAIL."""
     from packaging.requirements import Requirement

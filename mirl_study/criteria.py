@@ -218,37 +218,86 @@ def prune(
                 raise ValueError(
                     f"scores of {name} have shape {tuple(scores[name].shape)}, {tuple(mask[name].shape)} is wanted"
                 )
-        survivors = torch.cat([scores[name].cpu()[mask[name]] for name in pool])
-        if torch.isnan(survivors).any():
-            raise ValueError("a score is not a number: the network it came from has diverged")
-        stays = (_without_lowest if count == "exact" else _from_percentile)(survivors, pool_rate)
-        for name, part in zip(pool, stays.split([int(mask[name].sum()) for name in pool]), strict=True):
-            pruned[name] = torch.zeros_like(mask[name]).masked_scatter_(mask[name], part)
+        values = [scores[name].detach().cpu().numpy() for name in pool]
+        kept = [mask[name].cpu().numpy() for name in pool]
+        stays = (_without_lowest if count == "exact" else _from_percentile)(values, kept, pool_rate)
+        pruned |= {name: torch.from_numpy(part) for name, part in zip(pool, stays, strict=True)}
     return Mask(pruned)
 
 
-def _without_lowest(scores: Tensor, rate: float) -> Tensor:
-    """Returns a boolean (n,): False for exactly round(rate n) of the lowest scores, the first ones among equals."""
-    count = int(rate * scores.numel() + 0.5)
+Arrays = list[np.ndarray]
+
+
+def _without_lowest(values: Arrays, kept: Arrays, rate: float) -> Arrays:
+    """Returns who stays: all that are kept but for exactly round(rate n) of the lowest, the first ones among equals."""
+    count = int(rate * sum(map(np.count_nonzero, kept)) + 0.5)
     if count == 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = _order_statistic(scores, count - 1)
-    stays = scores > threshold
-    ties = (scores == threshold).nonzero().squeeze(1)
-    stays[ties[count - int((scores < threshold).sum()) :]] = True
+        return [keep.copy() for keep in kept]
+    threshold, below = _order_statistic(values, kept, count - 1)
+    stays = [np.greater(value, threshold) for value in values]
+    spare = count - below  # of those that equal the threshold, so many leave
+    for value, keep, stay in zip(values, kept, stays, strict=True):
+        stay &= keep
+        ties = np.flatnonzero((value == threshold) & keep)
+        stay.flat[ties[spare:]] = True
+        spare = max(0, spare - len(ties))
     return stays
 
 
-def _from_percentile(scores: Tensor, rate: float) -> Tensor:
-    """Returns a boolean (n,): True from the percentile on.
+def _from_percentile(values: Arrays, kept: Arrays, rate: float) -> Arrays:
+    """Returns who stays: all that are kept, from the percentile on.
 
     A percentile between two neighbours in order separates them; so what lies below it is what lies below the upper one.
     """
-    if not scores.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
-    return scores >= _order_statistic(scores, int(np.ceil(rate * (scores.numel() - 1))))
+    count = sum(map(np.count_nonzero, kept))
+    if not count:
+        return [keep.copy() for keep in kept]
+    threshold, _ = _order_statistic(values, kept, int(np.ceil(rate * (count - 1))))
+    return [np.greater_equal(value, threshold) & keep for value, keep in zip(values, kept, strict=True)]
 
 
-def _order_statistic(scores: Tensor, place: int) -> float:
-    """Returns the score at a place (from 0) in ascending order."""
-    return float(np.partition(scores.numpy(), place)[place])
+def _order_statistic(values: Arrays, kept: Arrays, place: int) -> tuple[np.floating, int]:
+    """Returns the kept value at a place (from 0) in ascending order, and how many are lower.
+
+    A sample says between which two values it must lie; only what is between them is put in order. Should the sample
+    have been misleading, everything is.
+    """
+    sample = np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)])
+    count = sum(map(np.count_nonzero, kept))
+    low = high = None
+    if len(sample) > 1000:
+        sample.sort()
+        middle, room = place / count * len(sample), 4 * len(sample) ** 0.5
+        low = sample[int(middle - room)] if middle > room else None
+        high = sample[int(middle + room)] if middle + room < len(sample) else None
+    between, below = _between(values, kept, low, high)
+    if not below <= place < below + len(between):
+        between, below = _between(values, kept, None, None)
+    # a minimum is not a number if any value is none; what is not kept may be what it likes
+    if any(np.isnan(value.min()) and np.isnan(value[keep]).any() for value, keep in zip(values, kept, strict=True)):
+        raise ValueError("a score is not a number: the network it came from has diverged")
+    threshold = np.partition(between, place - below)[place - below]
+    return threshold, below + int(np.count_nonzero(between < threshold))
+
+
+def _between(values: Arrays, kept: Arrays, low: float | None, high: float | None) -> tuple[np.ndarray, int]:
+    """Returns the kept values from ``low`` to ``high``, and how many are lower than ``low``."""
+    found, below = [], 0
+    for value, keep in zip(values, kept, strict=True):
+        inside = keep
+        if low is not None:
+            under = value < low
+            under &= keep
+            below += np.count_nonzero(under)
+            inside = inside & ~under
+        if high is not None:
+            inside = inside & (value <= high)
+        found.append(value[inside])
+    return np.concatenate(found), below
+
+
+def _thin(arrays: Arrays, step: int = 61) -> Arrays:
+    """Every so many values of each array, from another place in each; arrays that are small in all, whole."""
+    if sum(array.size for array in arrays) < 2**20:
+        return [array.ravel() for array in arrays]
+    return [array.ravel()[place % step :: step] for place, array in enumerate(arrays)]

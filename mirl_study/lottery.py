@@ -13,6 +13,7 @@ import torch
 
 from mirl_study import criteria, evaluation, store
 from mirl_study.data import Bank, load_bank
+from mirl_study.machine import keep_memory
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, build_network, describe, fingerprint
 from mirl_study.progress import Progress
@@ -89,6 +90,7 @@ class Bench:
     @classmethod
     def load(cls, settings: Settings, device: torch.device | str | None) -> "Bench":
         """Decodes the three splits onto a device; a GPU if there is one and none is named."""
+        keep_memory()
         place = torch.device(device) if device else default_device()
         return cls(*(load_bank(settings, split, store.project_root(), place) for split in ("train", "val", "test")))
 

@@ -33,9 +33,6 @@ PRUNABLE_KINDS = (
 )
 
 
-SMALL = 2**18  # values: half a millisecond's worth of reading and writing
-
-
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution without bias on (B, H, W, C), as a matrix product."""
 
@@ -106,13 +103,9 @@ class FeedForward(nn.Module):
         self.project_out = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Elementwise functions are several times slower on halves of rows than on contiguous values. Where tensors are
-        # large, the halves are computed one by one; where they are small, each further call costs more than a copy.
-        if x.numel() < SMALL:
-            gate, value = (half.contiguous() for half in self.dwconv(self.project_in(x)).chunk(2, dim=-1))
-        else:
-            inner, outer = self.project_in.weight.flatten(1).chunk(2), self.dwconv.weight.chunk(2)
-            gate, value = (depthwise(F.linear(x, a), b) for a, b in zip(inner, outer, strict=True))
+        # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
+        inner, outer = self.project_in.weight.flatten(1).chunk(2), self.dwconv.weight.chunk(2)
+        gate, value = (depthwise(F.linear(x, wide), deep) for wide, deep in zip(inner, outer, strict=True))
         return gated(gate, value, self.project_out.weight.flatten(1))
 
 

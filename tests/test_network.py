@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
-import torch.nn.functional as F
 
+from benchmarks import plain
 from mirl_study.network import (
     PRUNABLE_KINDS,
     Attention,
@@ -62,52 +64,30 @@ def test_an_unknown_preset_is_named():
         build_network("papper")
 
 
-# The fast forms inside the network, against a plain restatement of the definitions on (B, C, H, W).
-
-
-def plain_norm(norm, x):
-    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
-    return (x - mean) / (var + 1e-5).sqrt() * norm.body.weight.view(1, -1, 1, 1) + norm.body.bias.view(1, -1, 1, 1)
-
-
-def plain_attention(layer, x):
-    batch, channels, height, width = x.shape
-    qkv = F.conv2d(F.conv2d(x, layer.qkv.weight), layer.qkv_dwconv.weight, padding=1, groups=3 * channels)
-    q, k, v = (t.reshape(batch, layer.heads, channels // layer.heads, height * width) for t in qkv.chunk(3, dim=1))
-    attention = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * layer.temperature).softmax(dim=-1)
-    return F.conv2d((attention @ v).reshape(batch, channels, height, width), layer.project_out.weight)
-
-
-def plain_feed_forward(layer, x):
-    hidden = F.conv2d(x, layer.project_in.weight)
-    gate, value = F.conv2d(hidden, layer.dwconv.weight, padding=1, groups=hidden.shape[1]).chunk(2, dim=1)
-    return F.conv2d(F.gelu(gate) * value, layer.project_out.weight)
-
-
-def plain_prompt(layer, x):
-    weights = layer.linear_layer(x.mean(dim=(-2, -1))).softmax(dim=-1)
-    repeated = layer.prompt_param.repeat(len(x), 1, 1, 1, 1)
-    prompt = F.interpolate((weights[:, :, None, None, None] * repeated).sum(1), x.shape[-2:], mode="bilinear")
-    return F.conv2d(prompt, layer.conv3x3.weight, padding=1)
-
-
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_fast_forms_equal_the_definitions(heads):
+    """Each part of the network against its plain restatement on (B, C, H, W), forward and backward."""
     torch.manual_seed(0)
     x = torch.randn(3, 8, 10, 12)
-    nhwc = x.permute(0, 2, 3, 1)
-    attention, feed, prompt = Attention(8, heads), FeedForward(8, 2.66), Prompt(8, 12, 5, 4)
+    attention, block = Attention(8, heads), Block(8, heads, 2.66)
     torch.nn.init.uniform_(attention.temperature, 0.5, 2)
-    for fast, plain in ((attention, plain_attention), (feed, plain_feed_forward), (prompt, plain_prompt)):
-        assert torch.allclose(fast(nhwc).permute(0, 3, 1, 2), plain(fast, x), atol=1e-5)
-
-    block = Block(8, heads, 2.66)
     for norm in (block.norm1, block.norm2):
         torch.nn.init.normal_(norm.body.weight)
         torch.nn.init.normal_(norm.body.bias)
-    inner = x + plain_attention(block.attn, plain_norm(block.norm1, x))
-    outer = inner + plain_feed_forward(block.ffn, plain_norm(block.norm2, inner))
-    assert torch.allclose(block(nhwc).permute(0, 3, 1, 2), outer, atol=1e-5)
+    for fast in (attention, FeedForward(8, 2.66), Prompt(8, 12, 5, 4), block):
+        plainly = plain.plainly(copy.deepcopy(fast))
+        ours, theirs = fast(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), plainly(x)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        ours.square().sum().backward()
+        theirs.square().sum().backward()
+        for (name, mine), other in zip(fast.named_parameters(), plainly.parameters(), strict=True):
+            assert torch.allclose(mine.grad, other.grad, rtol=1e-3, atol=1e-4), name
+
+
+def test_the_whole_network_equals_its_plain_restatement():
+    images = torch.rand(2, 3, 16, 24)
+    ours, theirs = build_network("pico", seed=3), plain.build_network("pico", seed=3)
+    assert torch.allclose(ours(images), theirs(images), atol=1e-5)
 
 
 def test_a_fully_pruned_output_layer_makes_the_network_the_identity():
