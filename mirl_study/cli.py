@@ -184,7 +184,10 @@ def params(preset: str, protocol: str, rounds: int, rate: float, path: Path | No
     frame = counts.parameters(settings)
     click.echo("\n".join([counts.as_text(frame), "", *counts.in_words(frame, settings)]))
     if path:
-        write_csv(path, frame)
+        try:
+            write_csv(path, frame)
+        except OSError as error:
+            raise SettingsError(f"csv={str(path)!r} cannot be written: {error.strerror}") from error
         click.echo(path)
 
 

@@ -252,7 +252,8 @@ def _from_percentile(values: Arrays, kept: Arrays, rate: float) -> Arrays:
     count = sum(map(np.count_nonzero, kept))
     if not count:
         return [keep.copy() for keep in kept]
-    threshold, _ = _order_statistic(values, kept, int(np.ceil(rate * (count - 1))))
+    place = int(np.ceil(round(rate * (count - 1), 6)))  # 0.07 * 100 is a little more than 7
+    threshold, _ = _order_statistic(values, kept, place)
     return [np.greater_equal(value, threshold) & keep for value, keep in zip(values, kept, strict=True)]
 
 

@@ -171,6 +171,7 @@ def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list
     """Reads the manifest and the headers of one split's images; returns paths, (height, width) of each, and rows."""
     folder = data_folder(settings, root)
     manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False, dtype=str)
+    listed = manifest[manifest.split == split].task.value_counts()
     if settings.drop_overlap and "background" in manifest:
         tested = manifest[manifest.split == "test"].background
         manifest = manifest[(manifest.split == "test") | ~manifest.background.isin(tested[tested != ""])]
@@ -182,7 +183,9 @@ def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list
         part = manifest[manifest.task == family]
         if part.empty:
             where = folder / "manifest.csv"
-            raise SettingsError(f"data={settings.data!r} has no {split} images for {family} in {where}")
+            shown = f": drop_overlap leaves out all {listed[family]}, for the test set shows the same photographs"
+            why = shown if family in listed else ""
+            raise SettingsError(f"data={settings.data!r} has no {split} images for {family} in {where}{why}")
         rows[family] = tuple(
             Row(
                 name,

@@ -208,3 +208,11 @@ def test_gains_that_are_not_prunable_stay():
 def test_a_global_count_of_gains_is_refused():
     with pytest.raises(SettingsError, match="^scope='global' is not allowed: layerwise[^\n]*$"):
         counts.norm_gains(settings())
+
+
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["params", "--preset", "pico", "--csv", str(tmp_path / "file" / "table.csv")])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("error: csv=") and err.count("\n") == 1

@@ -150,6 +150,17 @@ def test_what_shows_a_test_image_is_left_out_of_training(folder, drop, backgroun
         assert left == {"denoise": some, "derain": some, "dehaze": ["one", "two"]}
 
 
+def test_a_family_that_the_overlap_empties_is_told_why(folder):
+    with (folder / "manifest.csv").open() as file:
+        header, *rows = csv.reader(file)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        shown = {"derain": "the same hill"}
+        csv.writer(file).writerows([[*header, "background"], *([*row, shown.get(row[1], "")] for row in rows)])
+    with pytest.raises(SettingsError, match="no train images for derain in .*: drop_overlap leaves out all 1, "):
+        load(folder)
+    assert len(load(folder, drop_overlap=False).rows["derain"]) == 1
+
+
 def test_tasks_and_noise_levels_take_turns(folder):
     bank = load(folder)
     errors = torch.cat([a - b for a, b in (bank.batch(9, 24, seed=0, order=0, step=step) for step in range(2))])
