@@ -183,8 +183,9 @@ def _index(settings: Settings, split: str, root: Path) -> tuple[list[Path], list
         part = manifest[manifest.task == family]
         if part.empty:
             where = folder / "manifest.csv"
-            shown = f": drop_overlap leaves out all {listed[family]}, for the test set shows the same photographs"
-            why = shown if family in listed else ""
+            why = ""
+            if family in listed:
+                why = f": drop_overlap leaves out all {listed[family]}, for the test set shows the same photographs"
             raise SettingsError(f"data={settings.data!r} has no {split} images for {family} in {where}{why}")
         rows[family] = tuple(
             Row(

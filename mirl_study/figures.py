@@ -362,16 +362,17 @@ def controls_figure(
         title: of the figure.
 
     Returns:
-        A panel for each family of tasks, and one for their mean. A line a control: each seed's difference is a marker,
-        their mean and its paired interval are a bar. What is far outside is an arrow with its value at the edge.
+        A panel for each family of tasks, and one for their mean. A line a control, and one for the input that nobody
+        restored: each seed's difference is a marker, their mean and its paired interval are a bar. What is far outside
+        is an arrow with its value at the edge.
 
     Raises:
         SettingsError: if ``against`` is not in the frame, or for a margin or confidence that is not allowed.
     """
+    given = frame.drop_duplicates(["seed", "task"])
+    frame = pd.concat([frame, given.assign(control="input", psnr=given.input_psnr)])
     points = verdicts.differences(frame, against)
     bars = verdicts.paired(frame, against, margin, confidence)
-    base = frame[frame.control == against]
-    inputs = (base.input_psnr - base.psnr).groupby(base.task).mean()
     marks = {seed: SEEDS[place % len(SEEDS)] for place, seed in enumerate(sorted(frame.seed.unique()))}
     panels, (places, headings) = _panels(frame.task), _lines(bars.control.unique())
     with mpl.rc_context(STYLE):
@@ -384,7 +385,6 @@ def controls_figure(
             axis.set_xlim(*_reach(own.difference, means, margin))
             axis.axvspan(-margin, margin, color="0.86", lw=0)
             axis.axvline(0, color="0.15", linestyle=":", lw=1.6)
-            _input(axis, inputs[task])
             for control, place in places.items():
                 seeds = own[own.control == control].set_index("seed").difference
                 _control(axis, place, seeds, means.loc[control], marks)
@@ -453,18 +453,6 @@ def _reach(values: pd.Series, means: pd.DataFrame, margin: float) -> tuple[float
     return low - (0.4 if values.min() < low else 0.08) * span, high + (0.4 if values.max() > high else 0.08) * span
 
 
-def _input(axis: Axes, level: float) -> None:
-    """The input's level, or an arrow towards it."""
-    low, high = axis.get_xlim()
-    where = {"transform": axis.transAxes, "va": "top", "fontsize": 9}
-    if level < low:
-        axis.text(0.015, 0.995, f"← input {_db(level)}", ha="left", **where)
-    elif level > high:
-        axis.text(0.985, 0.995, f"input {_db(level)} →", ha="right", **where)
-    else:
-        axis.axvline(level, color="0.35", linestyle="-.", lw=1.3)
-
-
 def _control(axis: Axes, place: int, seeds: pd.Series, bar: pd.Series, marks: Mapping[int, str]) -> None:
     """One line of the figure of controls."""
     low, high = axis.get_xlim()
@@ -500,7 +488,6 @@ def _controls_keys(
         *keys,
         Line2D([], [], color="0.86", lw=10, label=f"within {margin:g} dB of {against}"),
         Line2D([], [], color="0.15", linestyle=":", lw=1.6, label=against),
-        Line2D([], [], color="0.35", linestyle="-.", lw=1.3, label="input (not restored)"),
     ]
 
 

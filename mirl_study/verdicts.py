@@ -17,6 +17,7 @@ GROUPS = {  # of what is compared, in the order of tables and figures
     "ticket": ("ticket",),
     **{name: names for name, names in CONTROLS.items() if name != "probes"},
     "not pruned": ("dense", *CONTROLS["not pruned"]),
+    "not restored": ("input",),
 }
 LINES = {"instability": "ticket", "instability_dense": "dense"}  # folders that hold a straight line between two copies
 ROUNDING = 1e-9  # dB: what the last digits of a float say decides nothing
@@ -170,7 +171,7 @@ class Verdict:
     """What the seeds say of a ticket; as text, a sentence.
 
     Attributes:
-        word: ``winning``, ``matching`` or ``not matching``.
+        word: ``winning``, ``matching``, ``not matching`` or ``undecided``.
         decided: whether these seeds can tell.
         mean, low, high: dB, of the differences to dense and of their interval; NaN where one seed gives none.
         seeds: how many.
@@ -199,11 +200,18 @@ class Verdict:
             where = f"the whole interval is below {limit}"
         if not self.decided:
             where = f"the interval reaches to both sides of {limit}, so these {self.seeds} seeds cannot tell"
+            where += f"; at their scatter it would take about {self.needed:,}" if self.margin else ""
         return (
-            f"{self.word}{'' if self.decided else ', yet undecided'}: {_signed(self.mean)} dB to dense, "
-            f"{100 * self.confidence:g} % interval {_signed(self.low)} to {_signed(self.high)} dB over {self.seeds} "
-            f"seeds; {where}"
+            f"{self.word}: {_signed(self.mean)} dB to dense, {100 * self.confidence:g} % interval "
+            f"{_signed(self.low)} to {_signed(self.high)} dB over {self.seeds} seeds; {where}"
         )
+
+    @property
+    def needed(self) -> int:
+        """How many seeds of this scatter give an interval that reaches no farther than the margin to each side."""
+        student = stats.t.ppf((1 + self.confidence) / 2, self.seeds - 1)
+        deviation = (self.high - self.low) / 2 * math.sqrt(self.seeds) / student
+        return math.ceil((stats.norm.ppf((1 + self.confidence) / 2) * deviation / self.margin) ** 2)
 
 
 def verdict(differences: Iterable[float], margin: float, confidence: float = 0.95) -> Verdict:
@@ -213,8 +221,8 @@ def verdict(differences: Iterable[float], margin: float, confidence: float = 0.9
 
     - ``winning`` if the whole interval is at or above 0: at least the dense score;
     - ``matching`` if the whole interval is at or above -margin;
-    - ``not matching`` otherwise. That is decided only if the whole interval is below -margin; if it reaches to both
-      sides of it, these seeds cannot tell.
+    - ``not matching`` if the whole interval is below -margin;
+    - ``undecided`` if it reaches to both sides of that: these seeds cannot tell.
 
     One seed gives no interval: the word goes by its value, and nothing is decided. The other two clauses are those of
     ``stopping`` (no more steps to the lowest validation loss) and of the mask (far fewer parameters).
@@ -236,10 +244,10 @@ def verdict(differences: Iterable[float], margin: float, confidence: float = 0.9
     several = len(values) > 1
     worst, best = (low, high) if several else (mean, mean)
     if worst >= -margin - ROUNDING:
-        word, decided = "winning" if worst >= -ROUNDING else "matching", several
+        word = "winning" if worst >= -ROUNDING else "matching"
     else:
-        word, decided = "not matching", several and best < -margin - ROUNDING
-    return Verdict(word, decided, mean, low, high, len(values), margin, confidence)
+        word = "not matching" if best < -margin - ROUNDING else "undecided"
+    return Verdict(word, several and word != "undecided", mean, low, high, len(values), margin, confidence)
 
 
 def _signed(value: float, digits: int = 3) -> str:
@@ -400,16 +408,18 @@ def lines(interpolation: pd.DataFrame) -> pd.DataFrame:
 def barriers(interpolation: pd.DataFrame) -> pd.DataFrame:
     """Measures how far the score falls on the straight line between two networks.
 
-    The barrier is the mean PSNR of the two ends minus the lowest on the line (Frankle et al., *Linear Mode Connectivity
-    and the Lottery Ticket Hypothesis*, ICML 2020, in dB instead of error). As the ends lie on the line, it is never
-    less than half of what they differ by.
+    The barrier is the largest distance by which the score falls below the straight line between the scores of the two
+    ends, at least 0 (Entezari et al., *The Role of Permutation Invariance in Linear Mode Connectivity of Neural
+    Networks*, ICLR 2022, in dB instead of loss). Frankle et al. (ICML 2020) take the mean of the ends in place of that
+    line, which is the same where both score alike, and counts half of their difference where they do not.
 
     Args:
         interpolation: as in ``lines``.
 
     Returns:
         A row a line and task, families and ``mean`` (of their PSNR) included: what tells lines apart, ``task``,
-        ``ends`` (dB: mean of the two), ``lowest`` (dB), ``barrier`` (dB).
+        ``ends`` (dB: mean of the two), ``apart`` (dB: what they differ by, which the order of the data has decided),
+        ``barrier`` (dB).
 
     Raises:
         SettingsError: if an end is missing.
@@ -420,6 +430,7 @@ def barriers(interpolation: pd.DataFrame) -> pd.DataFrame:
         psnr = own.set_index("alpha").psnr
         if not {0.0, 1.0} <= set(psnr.index):
             raise SettingsError(f"alpha={sorted(psnr.index)} is not allowed: both ends, 0 and 1, are wanted")
-        ends, lowest = (psnr[0.0] + psnr[1.0]) / 2, psnr.min()
-        rows.append((*key, ends, lowest, ends - lowest))
-    return pd.DataFrame(rows, columns=[*names, "task", "ends", "lowest", "barrier"])
+        straight = psnr[0.0] + (psnr[1.0] - psnr[0.0]) * psnr.index.to_numpy()
+        row = (psnr[0.0] + psnr[1.0]) / 2, abs(psnr[1.0] - psnr[0.0]), max(0.0, (straight - psnr).max())
+        rows.append((*key, *row))
+    return pd.DataFrame(rows, columns=[*names, "task", "ends", "apart", "barrier"])

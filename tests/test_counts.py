@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mirl_study import counts, load_settings, lottery
+from mirl_study import cli, counts, load_settings, lottery
 from mirl_study.network import build_network
 from mirl_study.report import published
 from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, PRESETS, PROTOCOLS, SettingsError

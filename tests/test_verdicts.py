@@ -38,7 +38,7 @@ def one_line(error: pytest.ExceptionInfo) -> bool:
 def test_groups_name_every_control_once():
     names = [name for group in verdicts.GROUPS.values() for name in group]
     assert len(names) == len(set(names))
-    assert set(names) == {"ticket", "dense", *controls.TRIALS}
+    assert set(names) == {"ticket", "dense", "input", *controls.TRIALS}
 
 
 def test_order_puts_the_ticket_first_and_the_unknown_last():
@@ -172,12 +172,12 @@ def test_paired_gives_verdicts_with_a_margin_only():
     [
         ([0.4, 0.5, 0.6], 0.1, "winning", True),  # interval 0.252 to 0.748
         ([0.1, 0.2, 0.3], 0.1, "matching", True),  # -0.048 to 0.448
-        ([0.1, 0.2, 0.3], 0.0, "not matching", False),  # without a margin, matching is winning
+        ([0.1, 0.2, 0.3], 0.0, "undecided", False),  # without a margin, matching is winning
         ([0.4, 0.5, 0.6], 0.0, "winning", True),
-        ([0.1, 0.2, 0.3], 0.04, "not matching", False),
-        ([-0.5, 0.0, 0.5], 0.1, "not matching", False),  # -1.242 to 1.242
+        ([0.1, 0.2, 0.3], 0.04, "undecided", False),
+        ([-0.5, 0.0, 0.5], 0.1, "undecided", False),  # -1.242 to 1.242
         ([-0.4, -0.5, -0.6], 0.1, "not matching", True),  # -0.748 to -0.252
-        ([-0.4, -0.5, -0.6], 0.3, "not matching", False),
+        ([-0.4, -0.5, -0.6], 0.3, "undecided", False),
         ([-0.4, -0.5, -0.6], 0.75, "matching", True),
         ([0.0, 0.0, 0.0], 0.0, "winning", True),  # exact ties
         ([-0.1, -0.1, -0.1], 0.1, "matching", True),
@@ -200,7 +200,7 @@ def test_verdict(differences, margin, word, decided):
 
 def test_confidence_can_change_the_word():
     assert verdicts.verdict([0.1, 0.2, 0.3], 0, confidence=0.9).word == "winning"
-    assert verdicts.verdict([0.1, 0.2, 0.3], 0, confidence=0.95).word == "not matching"
+    assert verdicts.verdict([0.1, 0.2, 0.3], 0, confidence=0.95).word == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,14 @@ def test_confidence_can_change_the_word():
         (
             [0.1, 0.2, 0.3],
             0,
-            "not matching, yet undecided: +0.200 dB to dense, 95 % interval −0.048 to +0.448 dB over 3 seeds; the "
-            "interval reaches to both sides of 0 dB, so these 3 seeds cannot tell",
+            "undecided: +0.200 dB to dense, 95 % interval −0.048 to +0.448 dB over 3 seeds; the interval reaches to "
+            "both sides of 0 dB, so these 3 seeds cannot tell",
+        ),
+        (
+            [-0.5, 0.0, 0.5],
+            0.1,
+            "undecided: +0.000 dB to dense, 95 % interval −1.242 to +1.242 dB over 3 seeds; the interval reaches to "
+            "both sides of −0.1 dB, so these 3 seeds cannot tell; at their scatter it would take about 97",
         ),
         (
             [-0.4, -0.5, -0.6],
@@ -339,8 +345,8 @@ LINE = pd.DataFrame(  # alpha, task, psnr
 
 def test_barriers_of_known_lines():
     table = verdicts.barriers(LINE).set_index("task")
-    assert table.loc["derain", ["ends", "lowest", "barrier"]].tolist() == [31, 27, 4]
-    assert table.loc["dehaze", "barrier"] == 0.5  # no valley: half of what the ends differ by
+    assert table.loc["derain", ["ends", "apart", "barrier"]].tolist() == [31, 2, 4]
+    assert table.loc["dehaze", ["apart", "barrier"]].tolist() == [1, 0], "a line that only rises has no valley"
     assert table.barrier[["denoise15", "denoise25", "denoise50"]].tolist() == [0, 0.25, 0.5]
     assert table.loc["denoise", "barrier"] == 0.25
     # of the mean, not the mean of theirs: its line is 25, 24.0833, 26

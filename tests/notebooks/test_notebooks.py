@@ -55,7 +55,7 @@ assert set(frame.control) == {"ticket", "dense", "shuffled", "random_layers"}
 assert list(equal.index[equal["as many in each layer"]]) == ["ticket", "shuffled", "random_layers"]
 assert list(equal.index[equal["the same weights"]]) == ["ticket"]
 assert budget["steps in all"].to_dict() == dict.fromkeys(budget.index.drop("dense"), 18) | {"dense": 6}
-assert len(gap) == 0 and set(name for name, _ in chains) == {label(False)}
+assert len(gap) == 0 and set(name for name, _ in chains) == {"global", label(False)}
 """,
 }
 
