@@ -1,5 +1,6 @@
 """Ours and the plain path side by side: each in a process of its own, by turns, so that both see the same machine."""
 
+import json
 import multiprocessing
 import os
 import platform
@@ -28,7 +29,8 @@ TARGETS = {  # row: (what, at least so many times the plain path)
     "step_laptop": ("training step, `laptop` network, CPU float32", 2.0),
     "prune_rewind": ("prune and rewind 33.2M weights, against numpy's percentile", 10.0),
     "metrics": ("PSNR and SSIM of full images, against scikit-image one by one", 3.0),
-    "disk": ("disk of a 16-round chain of `paper`, against full checkpoints", 50.0),
+    "disk": ("disk of a 16-round chain of `paper`: masks, against full checkpoints", 50.0),
+    "disk_kept": ("the same with the trained weights that the profile keeps", 50.0),
     "memory": ("peak memory of a training step, `paper` network (1 / 0.6 is the aim)", 1 / 0.6),
 }
 UNMEASURED = {
@@ -36,6 +38,7 @@ UNMEASURED = {
     "images_gpu": "restore and score Rain100L's 100 images on one GPU (aim 3x)",
     "memory_gpu": "peak memory of a training step on one GPU (aim 0.6x)",
 }
+RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ"]
 
 
@@ -157,11 +160,12 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     rows = [choose("rows", row, TARGETS) for row in rows] or list(TARGETS)
     found, lines = {}, []
     for row in rows:
-        if row == "disk":
-            ours, against = (subjects.chain_bytes(side) / 1e6 for side in ("ours", "plain"))
+        if row in ("disk", "disk_kept"):
+            ours, against = (subjects.chain_bytes(side, row == "disk_kept") / 1e6 for side in ("ours", "plain"))
             line = (ours, against, "MB", None)
         elif row == "memory":
-            found.setdefault("step_paper", None) or found.update(step_paper=measure("step_paper", runs, threads))
+            if "step_paper" not in found:
+                found["step_paper"] = measure("step_paper", runs, threads)
             ours, against = (found["step_paper"]["peak"][side] / 1e6 for side in ("ours", "plain"))
             line = (ours, against, "MB", None)
         else:
@@ -176,13 +180,24 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
         )
     table = pd.DataFrame(lines, columns=COLUMNS)
     facts = store.provenance("cpu") | {"threads": threads, "runs": runs, "cpu": _processor(), "floor": floor(threads)}
-    folder = Path(__file__).parent / "results"
+    facts["notebook_overhead"] = overhead()
     name = f"cpu-{threads}-threads" + ("" if set(rows) == set(TARGETS) else "-" + "-".join(rows))
     record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": UNMEASURED}
-    store.write_json(folder / f"{name}.json", record)
-    with store.atomic(folder / f"{name}.md") as temporary:
+    store.write_json(RESULTS / f"{name}.json", record)
+    with store.atomic(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(_markdown(table, facts), encoding="utf-8")
     return table
+
+
+def overhead() -> dict[str, float]:
+    """Share of each finished lottery's notebook of `laptop` that is neither training nor evaluation, by run folder."""
+    shares, root = {}, store.results_root() / "laptop"
+    for path in sorted(root.glob("*/MIR-L-*/seed*/notebook.ipynb")):
+        rounds = [json.loads(record.read_text()) for record in path.parent.glob("round*/round.json")]
+        wall = json.loads(path.read_text())["metadata"]["papermill"]["duration"]
+        busy = sum(facts["training_seconds"] + facts["evaluation_seconds"] for facts in rounds)
+        shares[path.parent.relative_to(root).as_posix()] = 1 - busy / wall
+    return shares
 
 
 def _processor() -> str:
@@ -201,6 +216,10 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
         aim=table.aim.map("{:.3g}x".format),
         differ=table.differ.map(lambda value: "" if pd.isna(value) else f"{value:.1e}"),
     )
+    spent = facts["notebook_overhead"].values()
+    aside = (
+        f"{min(spent):.1%} to {max(spent):.1%} of {len(spent)} chains" if spent else "not measured: no chain is here"
+    )
     best, torch_version = facts["floor"], facts["versions"]["torch"]
     return (
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
@@ -208,5 +227,6 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any]) -> str:
         f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports."
         f"\n\nThe machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
         f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s.\n\n"
+        f"Share of a `laptop` lottery's notebook that is neither training nor evaluation (aim: under 5 %): {aside}.\n\n"
         + "".join(f"- not measured: {what}\n" for what in UNMEASURED.values())
     )

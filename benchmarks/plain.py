@@ -177,7 +177,7 @@ def rewind(network: nn.Module, initial: Mapping[str, Tensor], masks: Mapping[str
     """Sets every weight back to its initial value under its mask, tensor by tensor."""
     for name, parameter in network.named_parameters():
         if name in masks:
-            values = masks[name] * initial[name].cpu().numpy()
+            values = masks[name] * initial[name].detach().cpu().numpy()
             parameter.data = torch.from_numpy(values).to(parameter.dtype).to(parameter.device)
         elif "bias" in name:
-            parameter.data = initial[name].clone()
+            parameter.data = initial[name].detach().clone()

@@ -154,8 +154,13 @@ def metrics(side: str) -> Run:
     return run
 
 
-def chain_bytes(side: str) -> int:
-    """Bytes on disk of a 16-round chain of `paper`: what our records take, or 16 checkpoints with both moments."""
+def chain_bytes(side: str, weights: bool = False) -> int:
+    """Bytes on disk of a 16-round chain of `paper`: our masks, or 16 checkpoints with both moments of the optimiser.
+
+    Args:
+        side: ``ours`` or ``plain``.
+        weights: whether the trained weights that the profile keeps are counted with ours.
+    """
     settings = load_settings("paper")
     network = build_network(settings.network, SEED)
     if side == "plain":
@@ -168,9 +173,8 @@ def chain_bytes(side: str) -> int:
             mask.save(path)
             total += path.stat().st_size
             mask = criteria.prune(mask, scores, settings.rate, settings.scope)
-        for _ in settings.keep_weights:
-            total += 4 * sum(parameter.numel() for parameter in network.parameters())
-    return total
+    kept = len(settings.keep_weights) if weights else 0
+    return total + kept * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
 TIMED = {row.__name__: row for row in (batches, step_paper, forward_paper, step_laptop, prune_rewind, metrics)}

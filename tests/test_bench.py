@@ -1,0 +1,53 @@
+"""The benchmark's own bookkeeping, and that both sides do the same work; how fast they are is not tested."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import bench, plain, subjects
+from mirl_study import criteria
+from mirl_study.masks import Mask
+from mirl_study.network import build_network
+from mirl_study.settings import SettingsError
+
+
+def test_rows_are_measured_by_turns_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    table = bench.bench(["metrics", "disk"], runs=2, threads=1)
+    assert table["row"].tolist() == ["metrics", "disk"] and (table.ratio > 0).all()
+    assert table.differ[0] < 1e-6, "both sides score alike"
+    (record,) = tmp_path.glob("*.json")
+    kept = json.loads(record.read_text())
+    assert len(kept["measured"]["metrics"]["runs"]["ours"]) == len(kept["measured"]["metrics"]["runs"]["plain"]) == 2
+    assert kept["facts"]["floor"]["step_paper_gflop"] == pytest.approx(518, rel=0.01)
+    text = record.with_suffix(".md").read_text()
+    assert text.count("not measured:") >= 3 and "scikit-image" in text
+
+
+def test_an_unknown_row_is_named():
+    with pytest.raises(SettingsError, match="did you mean 'batches'"):
+        bench.bench(["bathces"], 1, 1)
+
+
+def test_both_sides_prune_alike_and_go_back_to_the_same_start():
+    network, start = build_network("pico", seed=1), build_network("pico", seed=0)
+    whole = Mask.dense(network, norms=True, unused=True)
+    ours = criteria.prune(whole, criteria.magnitude(criteria.Evidence(network, whole)), 0.2)
+    masks = {name: np.ones(keep.shape, np.float32) for name, keep in whole.items()}
+    theirs = plain.prune(dict(network.named_parameters()), masks, 0.2)
+    apart = sum(int((ours[name].numpy() != theirs[name].astype(bool)).sum()) for name in whole)
+    assert apart <= 1, "a percentile between two values takes one more or less"
+    plain.rewind(network, dict(start.named_parameters()), {name: keep.numpy() for name, keep in ours.items()})
+    ours.apply_(dict(start.named_parameters()))
+    for name in ours:
+        assert torch.equal(network.get_parameter(name), start.get_parameter(name))
+
+
+def test_both_sides_compute_the_same_steps():
+    losses = {}
+    for side in ("ours", "plain"):
+        run = subjects.step_laptop(side)
+        losses[side] = [run().item() for _ in range(3)]
+    assert losses["ours"] == pytest.approx(losses["plain"], abs=1e-4)
