@@ -162,20 +162,20 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     for row in rows:
         if row in ("disk", "disk_kept"):
             ours, against = (subjects.chain_bytes(side, row == "disk_kept") / 1e6 for side in ("ours", "plain"))
-            line = (ours, against, "MB", None)
+            unit, differ = "MB", None
         elif row == "memory":
             if "step_paper" not in found:
                 found["step_paper"] = measure("step_paper", runs, threads)
             ours, against = (found["step_paper"]["peak"][side] / 1e6 for side in ("ours", "plain"))
-            line = (ours, against, "MB", None)
+            unit, differ = "MB", None
         else:
             found[row] = measure(row, runs, threads)
             ours, against = found[row]["ours"], found[row]["plain"]
-            line = (ours, against, "s", found[row]["differ"])
+            unit, differ = "s", found[row]["differ"]
         what, aim = TARGETS[row]
-        lines.append((row, what, ours, against, line[2], against / ours, aim, line[3]))
+        lines.append((row, what, ours, against, unit, against / ours, aim, differ))
         print(
-            f"{row:<14} {against / ours:6.2f}x  (aim {aim:.3g}x)  ours {ours:.4g}, plain {against:.4g} {line[2]}",
+            f"{row:<14} {against / ours:6.2f}x  (aim {aim:.3g}x)  ours {ours:.4g}, plain {against:.4g} {unit}",
             flush=True,
         )
     table = pd.DataFrame(lines, columns=COLUMNS)

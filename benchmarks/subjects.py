@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks import plain
@@ -26,7 +27,7 @@ def _network(side: str, settings: Settings) -> torch.nn.Module:
 
 
 def _step(side: str, settings: Settings, size: int, patch: int) -> Run:
-    """One training step: forward, backward, optimiser; masks as after some rounds, for ours; returns its loss."""
+    """One training step of the dense network: forward, backward, optimiser; it returns the loss."""
     if side == "ours":
         keep_memory()
     network = _network(side, settings)
@@ -79,7 +80,7 @@ def batches(side: str) -> Run:
     for place, photograph in enumerate(photographs):
         task = ("denoise", "derain", "dehaze")[place % 3]
         for part, image in {"clean": photograph, "input": photograph // 2 + 60}.items():
-            plain.Image.fromarray(image).save(root / f"{place}_{part}.png")
+            Image.fromarray(image).save(root / f"{place}_{part}.png")
         degraded = "" if task == "denoise" else f"{place}_input.png"
         lines += [(split, task, place, degraded, f"{place}_clean.png") for split in ("train", "val", "test")]
         rows.append((root / degraded if degraded else None, root / f"{place}_clean.png"))

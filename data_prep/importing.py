@@ -142,8 +142,7 @@ def _subset(items: Sequence[Item], fractions: Mapping[str, float], seed: int) ->
     left: set[Item] = set()
     for name, share in fractions.items():
         choose("fractions: dataset", name, sorted({item.dataset for item in items}))
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise SettingsError(f"fractions: {name}={share!r} is not allowed: more than 0, at most 1")
+        splits.check_fraction(share, f"fractions: {name}")
         pool = [item for item in items if item.dataset == name and item.split == "train"]
         if not pool:
             raise SettingsError(f"fractions: {name}={share!r} is not allowed: it has only test images, which all stay")

@@ -57,7 +57,7 @@ def draw(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
     Raises:
         SettingsError: there is nothing to draw from, a name is there twice, or the fraction is not allowed.
     """
-    _check_share("fraction", fraction, 1.0, "more than 0, at most 1")
+    check_fraction(fraction)
     if not items:
         raise SettingsError("items: there are no images to draw from")
     _check_names(item.name for item in items)
@@ -96,6 +96,11 @@ def validation(items: Sequence[Item], share: float, seed: int) -> list[Item]:
                 f"validation={share!r}: {task} has too few backgrounds to train on ({len(own)}) to set one aside"
             )
     return [item._replace(split="val") if item.split == "train" and _scene(item) in aside else item for item in items]
+
+
+def check_fraction(fraction: float, parameter: str = "fraction") -> None:
+    """Raises SettingsError if this is no part of a set to draw; ``parameter`` is what the message calls it."""
+    _check_share(parameter, fraction, 1.0, "more than 0, at most 1")
 
 
 def check_validation(share: float) -> None:

@@ -172,7 +172,6 @@ class Verdict:
 
     Attributes:
         word: ``winning``, ``matching``, ``not matching`` or ``undecided``.
-        decided: whether these seeds can tell.
         mean, low, high: dB, of the differences to dense and of their interval; NaN where one seed gives none.
         seeds: how many.
         margin: dB.
@@ -180,7 +179,6 @@ class Verdict:
     """
 
     word: str
-    decided: bool
     mean: float
     low: float
     high: float
@@ -205,6 +203,11 @@ class Verdict:
             f"{self.word}: {_signed(self.mean)} dB to dense, {100 * self.confidence:g} % interval "
             f"{_signed(self.low)} to {_signed(self.high)} dB over {self.seeds} seeds; {where}"
         )
+
+    @property
+    def decided(self) -> bool:
+        """Whether these seeds can tell; one alone never can."""
+        return self.seeds > 1 and self.word != "undecided"
 
     @property
     def needed(self) -> int:
@@ -247,7 +250,7 @@ def verdict(differences: Iterable[float], margin: float, confidence: float = 0.9
         word = "winning" if worst >= -ROUNDING else "matching"
     else:
         word = "not matching" if best < -margin - ROUNDING else "undecided"
-    return Verdict(word, several and word != "undecided", mean, low, high, len(values), margin, confidence)
+    return Verdict(word, mean, low, high, len(values), margin, confidence)
 
 
 def _signed(value: float, digits: int = 3) -> str:
