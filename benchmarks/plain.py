@@ -63,6 +63,14 @@ class FeedForward(ours.FeedForward):
         return self.project_out(F.gelu(gate) * value)
 
 
+class Block(ours.Block):
+    """One transformer block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
 class Down(ours.Down):
     """Half the size, twice the channels."""
 
@@ -104,7 +112,7 @@ class PromptIR(ours.PromptIR):
         return self.output(self.refinement(x)) + images
 
 
-PLAIN = (Norm, Pointwise, Conv3x3, Attention, FeedForward, Down, Up, Prompt, PromptIR)
+PLAIN = (Norm, Pointwise, Conv3x3, Attention, FeedForward, Block, Down, Up, Prompt, PromptIR)
 FORMS = {form.__mro__[1]: form for form in PLAIN}
 
 

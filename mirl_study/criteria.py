@@ -96,7 +96,7 @@ def synflow(evidence: Evidence) -> Scores:
     hooks = [
         module.register_forward_hook(_homogeneous)
         for module in network.modules()
-        if isinstance(module, nn.LayerNorm | FeedForward | Attention | Prompt)
+        if isinstance(module, FeedForward | Attention | Prompt)
     ]
     with torch.no_grad():
         for parameter in network.parameters():
@@ -113,25 +113,24 @@ def synflow(evidence: Evidence) -> Scores:
     }
 
 
-def _homogeneous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+def _homogeneous(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """What a part of the network gives in place of its output while synaptic flow is measured.
 
     LayerNorm keeps its gain alone; products (the gate; query, key and value) become geometric means, which still are
     zero as soon as one factor is; prompts are mixed without a softmax.
     """
-    (x,) = inputs
-    if isinstance(module, nn.LayerNorm):
-        return x * module.weight
+    x, *norm = inputs
     if isinstance(module, Prompt):
         mix = F.linear(x.mean(dim=(1, 2)), module.linear_layer.weight)
         prompt = torch.einsum("bn,nchw->bchw", mix, module.prompt_param[0])
         return module.conv3x3(F.interpolate(prompt, x.shape[1:3], mode="bilinear").permute(0, 2, 3, 1))
+    scaled = x * norm[0].body.weight
     if isinstance(module, Attention):
-        factors = module.qkv_dwconv(module.qkv(x)).chunk(3, dim=-1)
+        factors = module.qkv_dwconv(module.qkv(scaled)).chunk(3, dim=-1)
     else:
-        factors = module.dwconv(module.project_in(x)).chunk(2, dim=-1)
+        factors = module.dwconv(module.project_in(scaled)).chunk(2, dim=-1)
     product = torch.stack([factor.clamp_min(TINY) for factor in factors]).log().mean(0).exp()
-    return module.project_out(product)
+    return x + module.project_out(product)
 
 
 def _losses(evidence: Evidence) -> Iterator[Tensor]:

@@ -1,88 +1,140 @@
-"""The two heavy ends of a transformer block with derivatives of their own: less is kept, less is copied.
+"""The two halves of a transformer block with derivatives of their own: less is kept, less is copied, less is called.
 
 Autograd keeps every intermediate value and joins the gradients of q, k and v (and of gate and value) by copying them.
-Here the backward pass computes cheap values again and writes each part where it belongs. Where derivatives of
-derivatives are wanted (GraSP), the definition is differentiated by autograd instead.
+Here only what enters a half and what enters its depth-wise convolution is kept; the backward pass computes the cheap
+rest again and writes each part where it belongs. Where derivatives of derivatives are wanted (GraSP), and under
+autocast or a compiler, which have rules of their own, the definition is what runs.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def gated_plainly(gate: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """The definition of ``gated``."""
-    return F.linear(F.gelu(gate) * value, weight)
+EPSILON = 1e-5  # of LayerNorm
+SMALL = 2**20  # values: fewer are kept, for computing them again would mostly be calls
 
 
-def attended_plainly(qkv: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
-    """The definition of ``attended``."""
-    heads = len(temperature)
-    q, k, v = (part.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1) for part in qkv.chunk(3, dim=-1))
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution of each channel by itself, on (B, H, W, C)."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
+
+
+def feed_plainly(x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, narrow: Tensor) -> Tensor:
+    """The definition of ``feed``."""
+    gate, value = depthwise(F.linear(F.layer_norm(x, gain.shape, gain, bias, EPSILON), wide), deep).chunk(2, dim=-1)
+    return x + F.linear(F.gelu(gate) * value, narrow)
+
+
+def attend_plainly(
+    x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, temperature: Tensor, narrow: Tensor
+) -> Tensor:
+    """The definition of ``attend``."""
+    qkv = depthwise(F.linear(F.layer_norm(x, gain.shape, gain, bias, EPSILON), wide), deep).flatten(1, 2)
+    q, k, v = (part.unflatten(-1, (len(temperature), -1)).permute(0, 2, 3, 1) for part in qkv.chunk(3, dim=-1))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     attention = (q @ k.transpose(-1, -2) * temperature).softmax(dim=-1)
-    return F.linear((attention @ v).permute(0, 3, 1, 2).flatten(2), weight)
+    return x + F.linear((attention @ v).permute(0, 3, 1, 2).flatten(2), narrow).view_as(x)
 
 
-class _Gated(torch.autograd.Function):
+class _Feed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, value, weight)
-        return F.linear(F.gelu(gate).mul_(value), weight)
+    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, narrow: Tensor) -> Tensor:
+        normed, mean, spread = _normed(x, gain, bias)
+        # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
+        entering = [F.linear(normed, half) for half in wide.chunk(2)]
+        gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
+        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, *_if_small(left))
+        return torch.addmm(_rows(x), _rows(F.gelu(gate).mul_(value)), narrow.T).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
-            return _by_definition(gated_plainly, ctx.saved_tensors, gradient)
-        gate, value, weight = ctx.saved_tensors
-        opened, inner = F.gelu(gate), gradient @ weight
+            return _by_definition(feed_plainly, ctx.saved_tensors[:6], gradient)
+        x, gain, bias, wide, deep, narrow, mean, spread, *entering = ctx.saved_tensors
+        entering, left = entering[:2], entering[2:]
+        gate, value = left or map(depthwise, entering, deep.chunk(2))
+        opened, inner = F.gelu(gate), gradient @ narrow
         for_value = inner * opened
         for_gate = torch.ops.aten.gelu_backward(inner.mul_(value), gate)
-        for_weight = gradient.flatten(0, -2).T @ opened.mul_(value).flatten(0, -2)
-        return for_gate, for_value, for_weight
+        for_narrow = _rows(gradient).T @ _rows(opened.mul_(value))
+        del gate, value, opened, inner
+        (for_gate, gate_kernel), (for_value, value_kernel) = map(
+            _depthwise_backward, (for_gate, for_value), entering, deep.chunk(2)
+        )
+        normed, for_wide = _rows(_normed(x, gain, bias)[0]), torch.empty_like(wide)
+        for part, half in zip((for_gate, for_value), for_wide.chunk(2), strict=True):
+            torch.mm(_rows(part).T, normed, out=half)
+        from_gate, from_value = wide.chunk(2)
+        for_normed = (_rows(for_gate) @ from_gate).addmm_(_rows(for_value), from_value)
+        through = _norm_backward(for_normed, x, mean, spread, gain, bias, gradient)
+        return *through, for_wide, torch.cat((gate_kernel, value_kernel)), for_narrow
 
 
-class _Attended(torch.autograd.Function):
+class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
-        attention, cosines, lengths, mix = _mixed(qkv, temperature, weight)
-        ctx.save_for_backward(qkv, temperature, weight, attention, cosines, lengths, mix)
-        return torch.bmm(qkv.chunk(3, dim=-1)[2], mix)
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, temperature: Tensor, narrow: Tensor
+    ) -> Tensor:
+        normed, mean, spread = _normed(x, gain, bias)
+        entering = F.linear(normed, wide)
+        qkv = depthwise(entering, deep).flatten(1, 2)
+        attention, cosines, lengths, mix = _mixed(qkv, temperature, narrow)
+        weights = x, gain, bias, wide, deep, temperature, narrow
+        ctx.save_for_backward(*weights, mean, spread, entering, attention, cosines, lengths, mix, *_if_small([qkv]))
+        return torch.baddbmm(x.flatten(1, 2), qkv.chunk(3, dim=-1)[2], mix).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
-            return _by_definition(attended_plainly, ctx.saved_tensors[:3], gradient)
-        qkv, temperature, weight, attention, cosines, lengths, mix = ctx.saved_tensors
-        heads, twice = len(temperature), qkv.shape[-1] // 3 * 2
-        for_mix = torch.bmm(qkv[..., twice:].transpose(1, 2), gradient).unflatten(1, (heads, -1))  # (B, heads, c, C)
-        for_projection = (attention @ for_mix).sum(0)  # (heads, c, C)
-        for_attention = _by_input(weight, heads) @ for_mix.transpose(-1, -2)
-        inner = attention * (for_attention - (for_attention * attention).sum(-1, keepdim=True))  # before the softmax
-        shares = inner * cosines
-        for_temperature = shares.sum((0, 2, 3)).view_as(temperature)
-        shares = shares * temperature
-        cross = inner * temperature / (lengths[:, 0, ..., None] * lengths[:, 1, :, None])
-        joined = torch.empty_like(qkv)
-        torch.bmm(gradient, mix.transpose(1, 2), out=joined[..., twice:])
-        shrink = torch.stack((shares.sum(-1), shares.sum(-2)), dim=1).div_(lengths.square()).neg_()
-        torch.mul(qkv[..., :twice], shrink.flatten(1)[:, None], out=joined[..., :twice])
-        (q, k), (for_q, for_k) = (_by_head(part, heads) for part in (qkv, joined))
-        if heads == 1:
-            for_q.squeeze(1).baddbmm_(k.squeeze(1), cross.squeeze(1).transpose(1, 2))
-            for_k.squeeze(1).baddbmm_(q.squeeze(1), cross.squeeze(1))
-        else:
-            for_q.add_(k @ cross.transpose(-1, -2))
-            for_k.add_(q @ cross)
-        return joined, for_temperature, for_projection.permute(2, 0, 1).flatten(1)
+            return _by_definition(attend_plainly, ctx.saved_tensors[:7], gradient)
+        x, gain, bias, wide, deep, temperature, narrow, mean, spread, entering, *small = ctx.saved_tensors
+        small, left = small[:4], small[4:]
+        qkv = left[0] if left else depthwise(entering, deep).flatten(1, 2)
+        for_qkv, for_temperature, for_narrow = _mixed_backward(gradient.flatten(1, 2), qkv, temperature, narrow, *small)
+        del qkv
+        for_entering, for_deep = _depthwise_backward(for_qkv.view_as(entering), entering, deep)
+        for_wide = _rows(for_entering).T @ _rows(_normed(x, gain, bias)[0])
+        through = _norm_backward(_rows(for_entering) @ wide, x, mean, spread, gain, bias, gradient)
+        return *through, for_wide, for_deep, for_temperature, for_narrow
 
 
-def _by_head(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Views of q and k, (B, heads, pixels, c)."""
-    q, k, _ = qkv.chunk(3, dim=-1)
-    return q.unflatten(-1, (heads, -1)).transpose(1, 2), k.unflatten(-1, (heads, -1)).transpose(1, 2)
+def _if_small(tensors: list[Tensor]) -> list[Tensor]:
+    """What is worth keeping of what leaves a depth-wise convolution."""
+    return tensors if tensors[0].numel() < SMALL else []
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All pixels of all images, (B H W, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm, with the means and the inverse standard deviations that its backward pass wants."""
+    return torch.native_layer_norm(x, gain.shape, gain, bias, EPSILON)
+
+
+def _norm_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, spread: Tensor, gain: Tensor, bias: Tensor, past: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives by x, gain and bias; ``past`` is what comes by the way around the half."""
+    for_x, for_gain, for_bias = torch.ops.aten.native_layer_norm_backward(
+        gradient.view_as(x), x, gain.shape, mean, spread, gain, bias, [True, True, True]
+    )
+    return for_x.add_(past), for_gain, for_bias
+
+
+def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of ``depthwise`` by x and weight."""
+    images = (part.permute(0, 3, 1, 2) for part in (gradient, x))
+    same, wanted = [1, 1], [True, True, False]
+    for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+        *images, weight, None, same, same, same, False, [0, 0], len(weight), wanted
+    )
+    return for_x.permute(0, 2, 3, 1), for_weight
 
 
 def _mixed(qkv: Tensor, temperature: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
@@ -100,6 +152,46 @@ def _mixed(qkv: Tensor, temperature: Tensor, weight: Tensor) -> tuple[Tensor, ..
     return attention, cosines, lengths, (attention.transpose(-1, -2) @ _by_input(weight, heads)).flatten(1, 2)
 
 
+def _mixed_backward(
+    gradient: Tensor,
+    qkv: Tensor,
+    temperature: Tensor,
+    weight: Tensor,
+    attention: Tensor,
+    cosines: Tensor,
+    lengths: Tensor,
+    mix: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of v times mix by qkv, temperature and weight."""
+    heads, twice = len(temperature), qkv.shape[-1] // 3 * 2
+    for_mix = torch.bmm(qkv[..., twice:].transpose(1, 2), gradient).unflatten(1, (heads, -1))  # (B, heads, c, C)
+    for_projection = (attention @ for_mix).sum(0)  # (heads, c, C)
+    for_attention = _by_input(weight, heads) @ for_mix.transpose(-1, -2)
+    inner = attention * (for_attention - (for_attention * attention).sum(-1, keepdim=True))  # before the softmax
+    shares = inner * cosines
+    for_temperature = shares.sum((0, 2, 3)).view_as(temperature)
+    shares = shares * temperature
+    cross = inner * temperature / (lengths[:, 0, ..., None] * lengths[:, 1, :, None])
+    joined = torch.empty_like(qkv)
+    torch.bmm(gradient, mix.transpose(1, 2), out=joined[..., twice:])
+    shrink = torch.stack((shares.sum(-1), shares.sum(-2)), dim=1).div_(lengths.square()).neg_()
+    torch.mul(qkv[..., :twice], shrink.flatten(1)[:, None], out=joined[..., :twice])
+    (q, k), (for_q, for_k) = (_by_head(part, heads) for part in (qkv, joined))
+    if heads == 1:
+        for_q.squeeze(1).baddbmm_(k.squeeze(1), cross.squeeze(1).transpose(1, 2))
+        for_k.squeeze(1).baddbmm_(q.squeeze(1), cross.squeeze(1))
+    else:
+        for_q.add_(k @ cross.transpose(-1, -2))
+        for_k.add_(q @ cross)
+    return joined, for_temperature, for_projection.permute(2, 0, 1).flatten(1)
+
+
+def _by_head(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Views of q and k, (B, heads, pixels, c)."""
+    q, k, _ = qkv.chunk(3, dim=-1)
+    return q.unflatten(-1, (heads, -1)).transpose(1, 2), k.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def _by_input(weight: Tensor, heads: int) -> Tensor:
     """The projection, (C, C), as (heads, c, C): for each of its inputs what it gives to all outputs."""
     return weight.unflatten(1, (heads, -1)).permute(1, 2, 0)
@@ -109,5 +201,16 @@ def _by_definition(function: Any, inputs: tuple[Tensor, ...], gradient: Tensor) 
     return torch.autograd.grad(function(*inputs), inputs, gradient, create_graph=True)
 
 
-gated = _Gated.apply
-attended = _Attended.apply
+def _where_possible(fused: Any, plainly: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The fused form; the definition where autocast or a compiler shall find each operation."""
+
+    @functools.wraps(plainly)
+    def run(x: Tensor, *weights: Tensor) -> Tensor:
+        by_others = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+        return (plainly if by_others else fused.apply)(x, *weights)
+
+    return run
+
+
+feed = _where_possible(_Feed, feed_plainly)
+attend = _where_possible(_Attend, attend_plainly)

@@ -7,6 +7,8 @@ LayerNorm is then the native
 one, a 1x1 convolution is a plain matrix product, and a 3x3 convolution sees channels-last memory without a copy.
 """
 
+import copy
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirl_study.fused import attended, gated
+from mirl_study.fused import EPSILON, attend, feed
 from mirl_study.settings import PRESETS, NetworkSettings, choose
 
 PRUNABLE_KINDS = (
@@ -43,11 +45,6 @@ class Pointwise(nn.Conv2d):
         return F.linear(x, self.weight.flatten(1))
 
 
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """A 3x3 convolution of each channel by itself, on (B, H, W, C)."""
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
-
-
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution without bias on (B, H, W, C)."""
 
@@ -59,16 +56,13 @@ class Conv3x3(nn.Conv2d):
 
 
 class Norm(nn.Module):
-    """LayerNorm over the channels, with gain and bias."""
+    """LayerNorm over the channels, with gain and bias; the half of a block that it stands before applies it."""
 
     kinds = {"body": "norm"}
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+        self.body = nn.LayerNorm(channels, EPSILON)
 
 
 class Attention(nn.Module):
@@ -84,10 +78,10 @@ class Attention(nn.Module):
         self.qkv_dwconv = Conv3x3(3 * channels, 3 * channels, groups=3 * channels)
         self.project_out = Pointwise(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x)).flatten(1, 2)
-        return attended(qkv, self.temperature, self.project_out.weight.flatten(1)).view(batch, height, width, channels)
+    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+        """Returns x + attention(norm(x))."""
+        wide, deep, narrow = self.qkv.weight.flatten(1), self.qkv_dwconv.weight, self.project_out.weight.flatten(1)
+        return attend(x, norm.body.weight, norm.body.bias, wide, deep, self.temperature, narrow)
 
 
 class FeedForward(nn.Module):
@@ -102,11 +96,10 @@ class FeedForward(nn.Module):
         self.dwconv = Conv3x3(2 * hidden, 2 * hidden, groups=2 * hidden)
         self.project_out = Pointwise(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
-        inner, outer = self.project_in.weight.flatten(1).chunk(2), self.dwconv.weight.chunk(2)
-        gate, value = (depthwise(F.linear(x, wide), deep) for wide, deep in zip(inner, outer, strict=True))
-        return gated(gate, value, self.project_out.weight.flatten(1))
+    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+        """Returns x + feed-forward(norm(x))."""
+        wide, deep, narrow = self.project_in.weight.flatten(1), self.dwconv.weight, self.project_out.weight.flatten(1)
+        return feed(x, norm.body.weight, norm.body.bias, wide, deep, narrow)
 
 
 class Block(nn.Module):
@@ -120,8 +113,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        return self.ffn(self.attn(x, self.norm1), self.norm2)
 
 
 class Embed(nn.Module):
@@ -147,7 +139,8 @@ class Down(nn.Module):
         self.body = nn.Sequential(Conv3x3(channels, channels // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(self.body(x).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        folded = self.body(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        return folded.permute(0, 1, 3, 5, 2, 4).flatten(3)
 
 
 class Up(nn.Module):
@@ -160,7 +153,8 @@ class Up(nn.Module):
         self.body = nn.Sequential(Conv3x3(channels, 2 * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.body(x).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        folded = self.body(x).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
+        return folded.permute(0, 1, 4, 2, 5, 3).contiguous().flatten(3, 4).flatten(1, 2)
 
 
 class Prompt(nn.Module):
@@ -182,7 +176,7 @@ class Prompt(nn.Module):
         components = self.prompt_param[0]
         prompt = (self.weights(x) @ components.flatten(1)).unflatten(-1, components.shape[1:])
         prompt = F.interpolate(prompt, x.shape[1:3], mode="bilinear")
-        return self.conv3x3(prompt.permute(0, 2, 3, 1))
+        return self.conv3x3(prompt.permute(0, 2, 3, 1).contiguous())
 
 
 class PromptIR(nn.Module):
@@ -261,7 +255,7 @@ class PromptIR(nn.Module):
         Returns:
             Restored images of the same shape, not clipped.
         """
-        first = self.encoder_level1(self.patch_embed(images.permute(0, 2, 3, 1)))
+        first = self.encoder_level1(self.patch_embed(images.permute(0, 2, 3, 1).contiguous()))
         second = self.encoder_level2(self.down1_2(first))
         third = self.encoder_level3(self.down2_3(second))
         x = self.latent(self.down3_4(third))
@@ -290,6 +284,11 @@ def build_network(settings: NetworkSettings | str = "paper", seed: int = 0) -> P
     """
     if isinstance(settings, str):
         settings = PRESETS[choose("network", settings, PRESETS)]
+    return copy.deepcopy(_drawn(settings, seed))
+
+
+@functools.lru_cache(maxsize=1)  # a chain rewinds to one initialisation over and over, and drawing it is slow
+def _drawn(settings: NetworkSettings, seed: int) -> PromptIR:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PromptIR(settings)

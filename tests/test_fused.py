@@ -4,44 +4,74 @@ import pytest
 import torch
 
 from mirl_study import fused
+from mirl_study.network import build_network
 
 
 def doubles(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.double, requires_grad=True)
 
 
+def feed() -> tuple[torch.Tensor, ...]:
+    """Arguments of ``feed``: 4 channels, 5 hidden ones."""
+    return doubles(2, 3, 2, 4), doubles(4), doubles(4), doubles(10, 4), doubles(10, 1, 3, 3), doubles(4, 5)
+
+
+def attend(heads: int) -> tuple[torch.Tensor, ...]:
+    """Arguments of ``attend``: 6 channels."""
+    weights = doubles(18, 6), doubles(18, 1, 3, 3), doubles(heads, 1, 1), doubles(6, 6)
+    return doubles(2, 3, 2, 6), doubles(6), doubles(6), *weights
+
+
+@pytest.fixture(params=["kept", "computed again"])
+def small(request, monkeypatch):
+    monkeypatch.setattr(fused, "SMALL", 2**20 if request.param == "kept" else 0)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_attended(heads):
+def test_attend(heads, small):
     torch.manual_seed(heads)
-    arguments = doubles(2, 7, 18), doubles(heads, 1, 1), doubles(6, 6)
-    assert torch.allclose(fused.attended(*arguments), fused.attended_plainly(*arguments))
-    assert torch.autograd.gradcheck(fused.attended, arguments)
-    assert torch.autograd.gradgradcheck(fused.attended, arguments), "GraSP differentiates twice"
+    arguments = attend(heads)
+    assert torch.allclose(fused.attend(*arguments), fused.attend_plainly(*arguments))
+    assert torch.autograd.gradcheck(fused.attend, arguments)
+    assert torch.autograd.gradgradcheck(fused.attend, arguments), "GraSP differentiates twice"
 
 
-def test_gated():
+def test_feed(small):
     torch.manual_seed(0)
-    arguments = doubles(2, 3, 2, 5), doubles(2, 3, 2, 5), doubles(4, 5)
-    assert torch.allclose(fused.gated(*arguments), fused.gated_plainly(*arguments))
-    assert torch.autograd.gradcheck(fused.gated, arguments) and torch.autograd.gradgradcheck(fused.gated, arguments)
+    arguments = feed()
+    assert torch.allclose(fused.feed(*arguments), fused.feed_plainly(*arguments))
+    assert torch.autograd.gradcheck(fused.feed, arguments) and torch.autograd.gradgradcheck(fused.feed, arguments)
 
 
 def test_pixels_without_any_light_have_finite_derivatives():
-    qkv = torch.zeros(1, 4, 12, requires_grad=True)
-    temperature, weight = torch.ones(2, 1, 1, requires_grad=True), torch.randn(4, 4, requires_grad=True)
-    fused.attended(qkv, temperature, weight).sum().backward()
-    assert all(torch.isfinite(tensor.grad).all() for tensor in (qkv, temperature, weight))
+    x, gain, bias, *weights = attend(2)
+    with torch.no_grad():
+        bias.zero_()  # a black image has no features after LayerNorm, and q and k no length
+    x = torch.zeros_like(x, requires_grad=True)
+    fused.attend(x, gain, bias, *weights).sum().backward()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in (x, gain, bias, *weights))
 
 
-def test_less_is_kept_than_by_autograd():
-    def kept(function, *arguments) -> int:
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            function(*arguments)
-        return sum(sizes)
+def kept(function, *arguments) -> int:
+    """Values that a call keeps for its backward pass."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        function(*arguments)
+    return sum(sizes)
 
-    hidden = [torch.randn(1, 64, 16, requires_grad=True) for _ in range(2)]
-    weight = torch.randn(8, 16, requires_grad=True)
-    assert kept(fused.gated, *hidden, weight) < kept(fused.gated_plainly, *hidden, weight)
-    arguments = torch.randn(1, 64, 24, requires_grad=True), torch.ones(2, 1, 1), torch.randn(8, 8, requires_grad=True)
-    assert kept(fused.attended, *arguments) < kept(fused.attended_plainly, *arguments)
+
+@pytest.mark.parametrize(("name", "arguments"), [("feed", feed()), ("attend", attend(2))])
+def test_less_is_kept_than_by_autograd(name, arguments, monkeypatch):
+    arguments = torch.randn(2, 32, 32, arguments[0].shape[-1], dtype=torch.double), *arguments[1:]
+    short, whole = (kept(getattr(fused, name + form), *arguments) for form in ("", "_plainly"))
+    monkeypatch.setattr(fused, "SMALL", 0)
+    assert kept(getattr(fused, name), *arguments) < short < whole
+
+
+def test_under_autocast_the_definitions_run():
+    network, images = build_network("pico"), torch.rand(1, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = network(images)
+    assert not torch.equal(restored, network(images)) and torch.allclose(restored, network(images), atol=0.05)
+    restored.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)

@@ -8,10 +8,11 @@ from mirl_study.criteria import prune
 from mirl_study.masks import Mask
 from mirl_study.network import (
     PRUNABLE_KINDS,
-    Attention,
     Block,
-    FeedForward,
+    Down,
+    Embed,
     Prompt,
+    Up,
     build_network,
     describe,
     fingerprint,
@@ -71,15 +72,17 @@ def test_fast_forms_equal_the_definitions(heads):
     """Each part of the network against its plain restatement on (B, C, H, W), forward and backward."""
     torch.manual_seed(0)
     x = torch.randn(3, 8, 10, 12)
-    attention, block = Attention(8, heads), Block(8, heads, 2.66)
-    torch.nn.init.uniform_(attention.temperature, 0.5, 2)
+    block = Block(8, heads, 2.66)
+    torch.nn.init.uniform_(block.attn.temperature, 0.5, 2)
     for norm in (block.norm1, block.norm2):
         torch.nn.init.normal_(norm.body.weight)
         torch.nn.init.normal_(norm.body.bias)
-    for fast in (attention, FeedForward(8, 2.66), Prompt(8, 12, 5, 4), block):
+    for fast in (block, Prompt(8, 12, 5, 4), Embed(8), Down(8), Up(8)):
         plainly = plain.plainly(copy.deepcopy(fast))
-        ours, theirs = fast(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), plainly(x)
-        assert torch.allclose(ours, theirs, atol=1e-5)
+        entering = x[:, : next(fast.parameters()).shape[1]] if isinstance(fast, Embed) else x
+        ours, theirs = fast(entering.permute(0, 2, 3, 1).contiguous()), plainly(entering)
+        assert torch.allclose(ours.permute(0, 3, 1, 2), theirs, atol=1e-5)
+        assert ours.is_contiguous(), "what follows would copy it again and again"
         ours.square().sum().backward()
         theirs.square().sum().backward()
         for (name, mine), other in zip(fast.named_parameters(), plainly.parameters(), strict=True):
