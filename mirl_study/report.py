@@ -22,6 +22,7 @@ EQUAL = 0.02  # an interquartile range of densities below this is rounding
 PAPER_PRUNED = 0.87  # share of all parameters that the lottery rows of the paper's tables have lost
 HEADLINE = 15  # the round of the paper's title figure, 90 %
 PAPER_NAMES = {"dense": "PromptIR"}
+NOT_LISTED = ("profile", "protocol", "setting", "scope", "seed", "rounds", "checkpoint_every", "data_fingerprint")
 HEAD = (
     "settings",
     "seeds",
@@ -531,7 +532,7 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
         for name, value in record["settings"].items():
             if name == "network":
                 note(name, ", ".join(f"{key} {_plain(item)}" for key, item in value.items()))
-            elif name not in ("profile", "protocol", "setting", "scope", "seed", "rounds", "data_fingerprint"):
+            elif name not in NOT_LISTED:
                 note(name.replace("_", " "), _plain(value))
         note("data fingerprint (SHA-256)", record["settings"].get("data_fingerprint", "unknown"))
         note("device", record["device"])
