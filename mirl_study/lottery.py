@@ -122,6 +122,7 @@ def dense_round(
         SettingsError: if the folder holds a run with other settings.
         Diverged: if the loss stops being a number.
     """
+    Run(settings, "dense", results).check_writable([0])
     return _dense_round(settings, results, Bench.load(settings, device), show)
 
 
@@ -356,7 +357,6 @@ def only_round(run: Run, index: int, bench: Bench, play: Callable[[Session], Non
         bench: the images.
         play: trains, scores and finishes the round.
     """
-    run.check_writable([index])
     run.claim(bench.fingerprint, bench.device)
     if not run.finished(index):
         session = Session(run, bench.device)

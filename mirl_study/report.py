@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -554,8 +554,26 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
     tail = {
         "time": f"{_clock(seconds)} of training and evaluation, all chains added up",
         "chains begun": f"{began[0]} to {began[-1]}",
+        **_sessions(records),
     }
     return head | {name: "; ".join(items) for name, items in values.items()} | tail
+
+
+def _sessions(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the processes that worked on the runs have left on record; runs of earlier versions have nothing."""
+    sessions = [session for record in records for session in record.get("sessions", [])]
+    values = {}
+    if resumed := sum(len(record.get("sessions", [])) > 1 for record in records):
+        values["resumed"] = _count(resumed, "chain")
+    for name, label in (("process", "peak memory"), ("gpu", "peak GPU memory")):
+        if peaks := [s["peak_memory_bytes"][name] for s in sessions if name in s.get("peak_memory_bytes", {})]:
+            values[label] = f"{max(peaks) / 1e9:.2f} GB in one process"
+    for name, label in (("processor", "processors"), ("gpu", "GPU")):
+        if joules := [s["joules"][name] for s in sessions if name in s.get("joules", {})]:
+            values[f"energy of the {label}"] = (
+                f"{sum(joules) / 3.6e6:.3g} kWh, all chains added up, whatever else ran on them included"
+            )
+    return values
 
 
 def _plain(value: Any) -> str:
