@@ -83,6 +83,7 @@ cli.add_command(data)
 def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, cell_timeout: float) -> None:
     """Execute NOTEBOOK with papermill, after a check of what it is given."""
     from mirl_study import running
+    from mirl_study.store import check_writable
 
     path = running.find_notebook(notebook)
     parameters = running.check_parameters(path, given)
@@ -91,6 +92,7 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, 
         raise SettingsError(f"output={str(output)!r} is not allowed: a path that ends in .ipynb is wanted")
     if output.resolve() == path:
         raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
+    check_writable(output.parent)
     try:
         running.run_notebook(path, parameters, output, cell_timeout, running.command(path, given, output))
     except running.NotebookFailed as error:

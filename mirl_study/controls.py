@@ -21,14 +21,15 @@ from mirl_study.lottery import (
     criterion_batches,
     dense_mask,
     dense_round,
-    load_round,
+    only_round,
     rewound,
     rounds,
     train_and_score,
 )
 from mirl_study.masks import Mask
-from mirl_study.network import PromptIR, build_network
+from mirl_study.network import PromptIR, build_network, fingerprint
 from mirl_study.progress import Progress
+from mirl_study.session import Session
 from mirl_study.settings import CONTROLS, LOTTERY, NetworkSettings, Settings, SettingsError, choose
 from mirl_study.store import Run
 from mirl_study.training import train
@@ -249,18 +250,19 @@ def play(
     """
     choose("control", name, TRIALS)
     run = _run(ticket, name, results)
+    run.check_writable([1])
     bench = Bench.load(ticket.run.settings, device)
-    run.claim(bench.fingerprint, bench.device)
-    if not run.finished(1):
+
+    def play_it(session: Session) -> None:
         dense = dense_round(ticket.run.settings, results, device, show)
         case = Case(ticket, dense, bench, criteria.stream(run.settings.seed, name))
         trial = TRIALS[name](case)
         steps = trial.training.get("steps", run.settings.steps) - trial.training.get("first", 0)
         progress = Progress(run, 1, steps, show=show)
-        run.finish(1, *train_and_score(run, 1, trial.mask, trial.network, bench, progress, **trial.training))
+        run.finish(1, *train_and_score(session, 1, trial.mask, trial.network, bench, progress, **trial.training))
         progress.close()
-    store.write_summary(run.folder)
-    return load_round(run, 1)
+
+    return only_round(run, 1, bench, play_it)
 
 
 def instability(
@@ -294,16 +296,31 @@ def instability(
     path = run.folder / "interpolation.csv"
     bench = Bench.load(ticket.run.settings, device)
     run.claim(bench.fingerprint, bench.device)
-    if path.is_file():
-        return pd.read_csv(path)
-    settings = run.settings
-    mask, first = dense_mask(settings) if dense else ticket.mask, settings.rewind_step
+    if not path.is_file():
+        session = Session(run, bench.device)
+        with session.alone():
+            if not path.is_file():  # by another process, while this one waited
+                mask = dense_mask(run.settings) if dense else ticket.mask
+                store.write_csv(path, _between(ticket, mask, session, bench, points, show))
+    if not (run.folder / "summary.csv").is_file():
+        frame = pd.read_csv(path)
+        store.write_csv(run.folder / "summary.csv", frame.groupby("alpha", as_index=False).psnr.mean())
+    return pd.read_csv(path)
+
+
+def _between(ticket: Round, mask: Mask, session: Session, bench: Bench, points: int, show: bool) -> pd.DataFrame:
+    """Trains the two copies, and scores points on the line between them."""
+    run, settings = session.run, session.run.settings
+    first = settings.rewind_step
     progress = Progress(run, 2, 2 * (settings.steps - first), show=show)
-    ends = []
+    ends, checkpoints = [], []
     for order in (1, 2):  # 0 is the order that everything else was trained in
+        network = rewound(ticket.run, ticket.index)
+        what = {"start": fingerprint(network), "mask": mask.fingerprint, "order": order}
+        checkpoints.append(session.checkpoints(run.round_folder(order), **what))
         progress.start(order, mask.density(), settings.steps - first)
-        network = rewound(ticket.run, ticket.index).to(bench.device)
-        train(network, mask, bench.train, settings, first=first, order=order, on_step=progress.step)
+        how = {"first": first, "order": order, "on_step": progress.step, "checkpoints": checkpoints[-1]}
+        train(network.to(bench.device), mask, bench.train, settings, **how)
         ends.append([parameter.detach().clone() for parameter in network.parameters()])
     progress.close()
     rows = []
@@ -313,10 +330,9 @@ def instability(
                 parameter.copy_(torch.lerp(one, other, alpha))
         scores = evaluation.evaluate(network, bench.test).groupby("task", sort=False).psnr.mean()
         rows += [(round(alpha, 6), task, psnr) for task, psnr in scores.items()]
-    frame = pd.DataFrame(rows, columns=["alpha", "task", "psnr"])
-    store.write_csv(path, frame)
-    store.write_csv(run.folder / "summary.csv", frame.groupby("alpha", as_index=False).psnr.mean())
-    return pd.read_csv(path)
+    for kept in checkpoints:
+        kept.clear()
+    return pd.DataFrame(rows, columns=["alpha", "task", "psnr"])
 
 
 def norms(

@@ -86,10 +86,8 @@ class Bank:
             Degraded and clean patches, (size, 3, patch, patch), float32 in [0, 1].
         """
         rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, step, order]))
-        families = tuple(self.rows)
         degraded, target, sigmas = [], [], []
-        for place in range(step * size, step * size + size):
-            family, turn = families[place % len(families)], place // len(families)
+        for family, sigma in self._turns(size, step):
             row = self.rows[family][rng.integers(len(self.rows[family]))]
             height, width = self.shapes[row.target]
             top, left = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
@@ -104,7 +102,7 @@ class Bank:
             ):
                 cut = self.image(place_in_bank)[top : top + patch, left : left + patch].flip(flips)
                 patches.append(cut.rot90(turns) if turns else cut)
-            sigmas.append(SIGMAS[turn % len(SIGMAS)] if family == "denoise" else 0)
+            sigmas.append(sigma)
         images, clean = (torch.stack(patches).permute(0, 3, 1, 2).float() / 255 for patches in (degraded, target))
         noisy = torch.tensor([sigma > 0 for sigma in sigmas], device=images.device)
         if noisy.any():
@@ -112,6 +110,18 @@ class Bank:
             levels = torch.tensor([s for s in sigmas if s], device=images.device, dtype=torch.float32)
             images[noisy] = gaussian_noise(images[noisy], levels, generator, self.noise_rounding)
         return images, clean
+
+    def tasks(self, size: int, step: int) -> list[str]:
+        """Returns the task of each patch of a batch."""
+        return [f"{family}{sigma or ''}" for family, sigma in self._turns(size, step)]
+
+    def _turns(self, size: int, step: int) -> Iterator[tuple[str, int]]:
+        """Yields family and noise level, 0 if there is none, of each patch of a batch."""
+        families = tuple(self.rows)
+        for place in range(step * size, step * size + size):
+            turn, number = divmod(place, len(families))
+            family = families[number]
+            yield family, SIGMAS[turn % len(SIGMAS)] if family == "denoise" else 0
 
     def samples(self) -> Iterator[Sample]:
         """Yields every full image of every task; noise depends on task and name alone, so all methods see the same."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mirl_study.machine import keep_memory
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, build_network, describe, fingerprint
 from mirl_study.progress import Progress
+from mirl_study.session import Session
 from mirl_study.settings import ONE_SHOT, Settings, choose
 from mirl_study.store import Run
 from mirl_study.training import train
@@ -121,6 +122,7 @@ def dense_round(
         SettingsError: if the folder holds a run with other settings.
         Diverged: if the loss stops being a number.
     """
+    Run(settings, "dense", results).check_writable([0])
     return _dense_round(settings, results, Bench.load(settings, device), show)
 
 
@@ -149,31 +151,43 @@ def rounds(
         SettingsError: if the folder holds a run with other settings.
         Diverged: if the loss stops being a number.
     """
+    run, indices = Run(settings, settings.method(), results, control), range(1, settings.rounds + 1)
+    run.check_writable(indices)
     bench = Bench.load(settings, device)
     last = _dense_round(settings, results, bench, show)
     yield last
-    run = Run(settings, settings.method(), results, control)
     run.claim(bench.fingerprint, bench.device)
-    finished = sum(run.finished(index) for index in range(1, settings.rounds + 1))
+    finished = sum(run.finished(index) for index in indices)
     show = show and finished < settings.rounds
     steps = settings.steps - settings.rewind_step
     progress = Progress(run, settings.rounds, settings.rounds * steps, finished * steps, show)
-    _keep_rewind_point(run, bench)
-    for index in range(1, settings.rounds + 1):
+    session = Session(run, bench.device)
+    for index in indices:
         if not run.finished(index):
-            mask = run.load_mask(index) or _hand_over(last, last.network().to(bench.device), run, bench)
-            network = rewound(run, index)
-            record = train_and_score(run, index, mask, network, bench, progress, first=settings.rewind_step)
-            if index == settings.rounds or index in settings.keep_weights:
-                run.save_weights(index, network)
-            if index < settings.rounds:
-                _hand_over(Round(run, index, mask, *record[:2]), network, run, bench)
-            run.finish(index, *record)  # last: a round counts as finished when the next one can begin
+            with session.alone():
+                if not run.finished(index):  # by another process, while this one waited
+                    progress.reach((index - 1) * steps)
+                    _play(index, last, session, bench, progress)
         last = load_round(run, index)
         if index == settings.rounds:  # before the last round is handed out: who takes it may not come back
             progress.close()
-            store.write_summary(run.folder)
+            store.write_summary(run)
         yield last
+
+
+def _play(index: int, last: Round, session: Session, bench: Bench, progress: Progress) -> None:
+    """Plays one round: mask, rewind, train, score, keep, and hand over to the next."""
+    run, settings = session.run, session.run.settings
+    if index == 1:
+        _keep_rewind_point(session, bench)
+    mask = run.load_mask(index) or _hand_over(last, last.network().to(bench.device), run, bench)
+    network = rewound(run, index)
+    record = train_and_score(session, index, mask, network, bench, progress, first=settings.rewind_step)
+    if index == settings.rounds or index in settings.keep_weights:
+        run.save_weights(index, network)
+    if index < settings.rounds:
+        _hand_over(Round(run, index, mask, *record[:2]), network, run, bench)
+    run.finish(index, *record)  # last: a round counts as finished when the next one can begin
 
 
 def rewound(run: Run, index: int) -> PromptIR:
@@ -186,14 +200,17 @@ def rewound(run: Run, index: int) -> PromptIR:
     return network
 
 
-def _keep_rewind_point(run: Run, bench: Bench) -> None:
+def _keep_rewind_point(session: Session, bench: Bench) -> None:
     """Writes the state that a late rewind goes back to: that of the dense round after so many of its steps."""
-    settings = run.settings
+    run, settings = session.run, session.run.settings
     if not settings.rewind_step or (run.folder / REWIND_POINT).is_file():
         return
     network = build_network(settings.network, settings.seed).to(bench.device)
-    train(network, dense_mask(settings), bench.train, settings, stop=settings.rewind_step)
+    checkpoints = session.checkpoints(run.folder / "rewind")
+    how = {"stop": settings.rewind_step, "checkpoints": checkpoints}
+    train(network, dense_mask(settings), bench.train, settings, **how)
     run.save_tensors(REWIND_POINT, dict(network.named_parameters()))
+    checkpoints.clear()
 
 
 def _hand_over(last: Round, network: PromptIR, run: Run, bench: Bench) -> Mask:
@@ -229,24 +246,25 @@ def one_shot(
         Diverged: if the loss stops being a number.
     """
     criterion, rate = ONE_SHOT[choose("method", method, ONE_SHOT)]
+    run = Run(settings, method, results)
+    run.check_writable([1])
     bench = Bench.load(settings, device)
     dense = _dense_round(settings, results, bench, show)
-    run = Run(settings, method, results)
-    run.claim(bench.fingerprint, bench.device)
-    if not run.finished(1):
+
+    def play(session: Session) -> None:
         steps = max(1, round(settings.fine_tune * settings.steps))
         progress = Progress(run, 1, steps, show=show)
         network = dense.network()
         evidence = criteria.Evidence(network, dense.mask, criteria.stream(settings.seed))
         mask = criteria.prune(dense.mask, criteria.CRITERIA[criterion](evidence), rate)
         record = train_and_score(
-            run, 1, mask, network, bench, progress, steps=steps, warmup=0, lr=settings.fine_tune_lr
+            session, 1, mask, network, bench, progress, steps=steps, warmup=0, lr=settings.fine_tune_lr
         )
         run.save_weights(1, network)
         run.finish(1, *record)
         progress.close()
-    store.write_summary(run.folder)
-    return load_round(run, 1)
+
+    return only_round(run, 1, bench, play)
 
 
 def next_mask(
@@ -319,25 +337,44 @@ def load_round(run: Run, index: int) -> Round:
 
 def _dense_round(settings: Settings, results: Path | str | None, bench: Bench, show: bool) -> Round:
     run = Run(settings, "dense", results)
-    run.claim(bench.fingerprint, bench.device)
-    if not run.finished(0):
+
+    def play(session: Session) -> None:
         progress = Progress(run, 0, settings.steps, show=show)
         network = build_network(settings.network, settings.seed)
-        record = train_and_score(run, 0, dense_mask(settings), network, bench, progress)
+        record = train_and_score(session, 0, dense_mask(settings), network, bench, progress)
         run.save_weights(0, network)  # always: every method starts from them
         run.finish(0, *record)
         progress.close()
-    store.write_summary(run.folder)
-    return load_round(run, 0)
+
+    return only_round(run, 0, bench, play)
+
+
+def only_round(run: Run, index: int, bench: Bench, play: Callable[[Session], None]) -> Round:
+    """Returns the one round of a run; it is played if it is not finished, by one process at a time.
+
+    Args:
+        run, index: whose round it is.
+        bench: the images.
+        play: trains, scores and finishes the round.
+    """
+    run.claim(bench.fingerprint, bench.device)
+    if not run.finished(index):
+        session = Session(run, bench.device)
+        with session.alone():
+            if not run.finished(index):  # by another process, while this one waited
+                play(session)
+    store.write_summary(run)
+    return load_round(run, index)
 
 
 def train_and_score(
-    run: Run, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, **training: Any
+    session: Session, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, **training: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Trains a network in place and scores it.
 
     Args:
-        run, index: whose round it is.
+        session: of the run, which is alone.
+        index: of the round.
         mask: what is kept.
         network: as it starts.
         bench: the images.
@@ -347,22 +384,21 @@ def train_and_score(
     Returns:
         The round's history, metrics and facts.
     """
-    steps = (training.get("steps") or run.settings.steps) - training.get("first", 0)
+    run, first = session.run, training.get("first", 0)
+    steps = (training.get("steps") or run.settings.steps) - first
     run.save_mask(index, mask)
     progress.start(index, mask.density(), steps)
     initial = fingerprint(network)
+    checkpoints = session.checkpoints(run.round_folder(index), mask=mask.fingerprint, start=initial, how=training)
     network.to(bench.device)
-    began = time.perf_counter()
-    history = train(
-        network,
-        mask,
-        bench.train,
-        run.settings,
-        validation=bench.validation,
-        on_step=progress.step,
-        **training,
-    )
-    trained = time.perf_counter()
+
+    def on_step(step: int, loss: float) -> None:
+        progress.step(step, loss)
+        session.step(index, first + step)
+
+    how = {"validation": bench.validation, "on_step": on_step, "checkpoints": checkpoints, **training}
+    history = train(network, mask, bench.train, run.settings, **how)
+    spent, trained = checkpoints.seconds, time.perf_counter()
     metrics = evaluation.evaluate(network, bench.test)
     facts = {
         "density": mask.density(),
@@ -372,7 +408,7 @@ def train_and_score(
         "emptied": mask.emptied(),
         "steps": steps,
         "start_sha256": initial,
-        "training_seconds": round(trained - began, 3),
+        "training_seconds": round(spent, 3),
         "evaluation_seconds": round(time.perf_counter() - trained, 3),
     }
     return history, metrics, facts

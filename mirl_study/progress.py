@@ -26,20 +26,30 @@ class Progress:
     def __init__(self, run: Run, rounds: int, total: int, done: int = 0, show: bool = True) -> None:
         self.run, self.rounds, self.total, self.done = run, rounds, total, done
         self.index, self.density, self.steps, self.written = 0, 1.0, 0, 0.0
+        self.at = 0  # steps of the present round
         self.bar = tqdm(
             total=total, initial=done, disable=not show, file=sys.stdout, mininterval=2, unit="step", ncols=110
         )
+        self.bar._time = time.monotonic  # its own clock can be set back, and then it stands still
+        self.bar.start_t = self.bar.last_print_t = time.monotonic()
+
+    def reach(self, done: int) -> None:
+        """So many steps of the chain are done already, whoever did them."""
+        self._skip(done - self.done)
+        self.done = done
 
     def start(self, index: int, density: float, steps: int) -> None:
         """A round begins."""
-        self.index, self.density, self.steps = index, density, steps
+        self.index, self.density, self.steps, self.at = index, density, steps, 0
         self.bar.set_description(
             f"{self.run.control or self.run.method} round {index}/{self.rounds}, density {density:.1%}", refresh=False
         )
 
     def step(self, step: int, loss: float) -> None:
         """Step ``step`` of the present round is done; writes at most once a second, and at a round's end."""
+        self._skip(step - self.at - 1)  # after a checkpoint
         self.bar.update(1)
+        self.at = step
         last = step == self.steps
         if last or time.monotonic() - self.written >= 1:
             self.written = time.monotonic()
@@ -57,6 +67,13 @@ class Progress:
             write_json(self.run.folder / "progress.json", state)
         if last:
             self.done += step
+
+    def _skip(self, steps: int) -> None:
+        """Moves the bar without counting this as work, which would spoil its rate."""
+        if steps > 0 and not self.bar.disable:
+            self.bar.n += steps
+            self.bar.initial += steps
+            self.bar.last_print_n += steps
 
     def close(self) -> None:
         """Ends the bar."""

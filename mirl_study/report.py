@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ EQUAL = 0.02  # an interquartile range of densities below this is rounding
 PAPER_PRUNED = 0.87  # share of all parameters that the lottery rows of the paper's tables have lost
 HEADLINE = 15  # the round of the paper's title figure, 90 %
 PAPER_NAMES = {"dense": "PromptIR"}
+NOT_LISTED = ("profile", "protocol", "setting", "scope", "seed", "rounds", "checkpoint_every", "data_fingerprint")
 HEAD = (
     "settings",
     "seeds",
@@ -531,7 +532,7 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
         for name, value in record["settings"].items():
             if name == "network":
                 note(name, ", ".join(f"{key} {_plain(item)}" for key, item in value.items()))
-            elif name not in ("profile", "protocol", "setting", "scope", "seed", "rounds", "data_fingerprint"):
+            elif name not in NOT_LISTED:
                 note(name.replace("_", " "), _plain(value))
         note("data fingerprint (SHA-256)", record["settings"].get("data_fingerprint", "unknown"))
         note("device", record["device"])
@@ -553,8 +554,26 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
     tail = {
         "time": f"{_clock(seconds)} of training and evaluation, all chains added up",
         "chains begun": f"{began[0]} to {began[-1]}",
+        **_sessions(records),
     }
     return head | {name: "; ".join(items) for name, items in values.items()} | tail
+
+
+def _sessions(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the processes that worked on the runs have left on record; runs of earlier versions have nothing."""
+    sessions = [session for record in records for session in record.get("sessions", [])]
+    values = {}
+    if resumed := sum(len(record.get("sessions", [])) > 1 for record in records):
+        values["resumed"] = _count(resumed, "chain")
+    for name, label in (("process", "peak memory"), ("gpu", "peak GPU memory")):
+        if peaks := [s["peak_memory_bytes"][name] for s in sessions if name in s.get("peak_memory_bytes", {})]:
+            values[label] = f"{max(peaks) / 1e9:.2f} GB in one process"
+    for name, label in (("processor", "processors"), ("gpu", "GPU")):
+        if joules := [s["joules"][name] for s in sessions if name in s.get("joules", {})]:
+            values[f"energy of the {label}"] = (
+                f"{sum(joules) / 3.6e6:.3g} kWh, all chains added up, whatever else ran on them included"
+            )
+    return values
 
 
 def _plain(value: Any) -> str:

@@ -209,6 +209,7 @@ class Settings:
         validate_every: steps between two looks at the validation patches.
         ticket_round: the round whose ticket the controls are played against.
         keep_weights: rounds of which the trained weights are kept.
+        checkpoint_every: seconds between two checkpoints of a training, at least; 0 is one after every step.
     """
 
     profile: str = "laptop"
@@ -247,6 +248,7 @@ class Settings:
     validate_every: int = 50
     ticket_round: int = 12
     keep_weights: tuple[int, ...] = (0, 15)
+    checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -276,7 +278,7 @@ class Settings:
         _require(
             not self.rewind_step or self.rewind != "none", "rewind_step", self.rewind_step, "0 where rewind is 'none'"
         )
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("weight_decay", "clip_norm", "checkpoint_every"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, value, "0 or more")
         _require(0 < self.output_rate <= 1, "output_rate", self.output_rate, "more than 0, at most 1")
@@ -332,10 +334,11 @@ class Settings:
         """The settings that can change the results of ``method``, in plain types.
 
         What is left out may differ without a difference in the results: names of profile and protocol, how many rounds
-        follow, which weights are kept, where the images lie (their fingerprint decides) and, for the dense network,
+        follow, what is kept and how often, where the images lie (their fingerprint decides) and, for the dense network,
         how it will be pruned.
         """
-        free = {"profile", "protocol", "rounds", "ticket_round", "keep_weights", "data", "drop_overlap"}
+        free = {"profile", "protocol", "rounds", "ticket_round", "data", "drop_overlap"}
+        free |= {"keep_weights", "checkpoint_every"}
         rounds = {"scope", "rate", "densities", "output_rate", "criterion", "count", "rewind", "rewind_step"}
         prunable = {"prune_norms", "prune_unused"}
         tuning = {"fine_tune", "fine_tune_lr"}

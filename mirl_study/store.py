@@ -3,15 +3,18 @@
 import json
 import os
 import platform
+import re
 import secrets
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 import safetensors.torch
 import torch
@@ -20,6 +23,8 @@ from torch import nn
 from mirl_study.masks import Mask
 from mirl_study.settings import Settings, SettingsError
 
+CHECKPOINT = "checkpoint.safetensors"  # of a round that is being trained
+TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # what ``atomic`` writes first
 PACKAGES = ("torch", "numpy", "pandas", "scikit-image", "safetensors", "papermill")
 
 
@@ -34,16 +39,52 @@ def results_root(results: Path | str | None = None) -> Path:
     return project_root() / (results or "results")
 
 
+class WriteFailed(OSError):
+    """A file cannot be written; the message says which, why, and how much space is left there."""
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that takes the place of ``path`` if the block ends well, and vanishes if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a temporary path that takes the place of ``path`` if the block ends well, and vanishes if not.
+
+    Raises:
+        WriteFailed: the disk is full, or whatever else the system has against it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        free = shutil.disk_usage(_existing(path)).free / 1e6
+        failed = WriteFailed(f"{path} cannot be written: {reason} ({free:,.1f} MB are free there)")
+        failed.strerror = str(reason)
+        raise failed from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be missing or closed
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Looks, before any work, whether results can be written.
+
+    Args:
+        folder: that will be written to; it need not be there yet.
+
+    Raises:
+        SettingsError: naming the folder.
+    """
+    place = _existing(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "read-only" if place.is_dir() else "no folder"
+        raise SettingsError(
+            f"results={str(folder)!r} cannot be written, {place} is {what}: give another results folder"
+        )
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -96,15 +137,56 @@ class Run:
         Raises:
             SettingsError: showing what differs.
         """
-        wanted = {**self._wanted(), "data_fingerprint": fingerprint}
+        wanted = {**self.deciding(), "data_fingerprint": fingerprint}
         if self.belongs(wanted):
             return
+        with self.alone():
+            if not self.belongs(wanted):  # or another process was here first
+                self._begin(wanted, device)
+
+    def _begin(self, wanted: dict[str, Any], device: torch.device | str) -> None:
         run = {"method": self.method, "profile": self.settings.profile, "key": self.settings.key(self.method)}
         run |= {"control": self.control} if self.control else {}
         settings = {**self.settings.plain(), **wanted}
         write_json(self.folder / "run.json", {**run, "settings": settings, **provenance(device)})
 
-    def _wanted(self) -> dict[str, Any]:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the folder: whoever else wants to work in it waits. However a process ends, the system lets go of it.
+
+        Whoever comes after a killed process removes the half-written files that it left.
+
+        Raises:
+            SettingsError: if the folder is read-only.
+        """
+        check_writable(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            print(f"waiting for another process, which works on {self.folder}", flush=True)
+            lock.acquire(poll_interval=0.5)
+        try:
+            self._sweep()
+            yield
+        finally:
+            lock.release()
+
+    def _sweep(self) -> None:
+        """Removes what a killed process left: half-written files, and checkpoints of rounds that are finished."""
+        for path in self.folder.rglob(".*.tmp"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob("round*/round.json"):
+            self._drop_checkpoints(path.parent)
+
+    @staticmethod
+    def _drop_checkpoints(folder: Path) -> None:
+        for path in folder.glob(f"{CHECKPOINT}*"):
+            path.unlink(missing_ok=True)
+
+    def deciding(self) -> dict[str, Any]:
         """All that decides the results, but for the images."""
         return {**self.settings.deciding(self.method), **self.about}
 
@@ -122,7 +204,7 @@ class Run:
             return False
         # A setting that is younger than the run had its default then.
         found = {**Settings().plain(), **json.loads(path.read_text())["settings"]}
-        wanted = wanted or self._wanted()
+        wanted = wanted or self.deciding()
         keys = sorted(k for k in wanted if wanted[k] != found.get(k))
         if keys:
             changes = ", ".join(f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} asked" for k in keys)
@@ -130,6 +212,15 @@ class Run:
                 f"{self.folder} holds a run with other settings ({changes}); give another results folder, or remove it"
             )
         return True
+
+    def check_writable(self, indices: Iterable[int]) -> None:
+        """Looks, before any work, whether rounds that are still to be played can be written.
+
+        Raises:
+            SettingsError: naming the folder, if it is read-only.
+        """
+        if not all(self.finished(index) for index in indices):
+            check_writable(self.folder)
 
     def finished(self, index: int) -> bool:
         """Whether a round is complete: its ``round.json`` is written last."""
@@ -181,11 +272,12 @@ class Run:
         network.load_state_dict(safetensors.torch.load_file(path))
 
     def finish(self, index: int, history: pd.DataFrame, metrics: pd.DataFrame, facts: dict[str, Any]) -> None:
-        """Writes a round's tables, and, last, ``round.json`` with its facts."""
+        """Writes a round's tables, and, last, ``round.json`` with its facts; then it needs no checkpoint any more."""
         folder = self.round_folder(index)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "metrics.csv", metrics)
         write_json(folder / "round.json", {"index": index, **facts})
+        self._drop_checkpoints(folder)
 
 
 def provenance(device: torch.device | str) -> dict[str, Any]:
@@ -211,11 +303,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
-def write_summary(folder: Path) -> None:
-    """Writes ``summary.csv`` of a run folder; an equal one is left alone, so that what was made from it stays new."""
-    path, frame = folder / "summary.csv", summary(folder)
+def write_summary(run: Run) -> None:
+    """Writes ``summary.csv`` of a run; an equal one is left alone, so that what was made from it stays new."""
+    path, frame = run.folder / "summary.csv", summary(run.folder)
     if not path.is_file() or path.read_text() != frame.to_csv(index=False):
-        write_csv(path, frame)
+        with run.alone():
+            write_csv(path, frame)
 
 
 def summary(folder: Path) -> pd.DataFrame:

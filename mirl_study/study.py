@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mirl_study.running import STUDY_PID
 from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, Settings
-from mirl_study.store import Run, project_root, results_root
+from mirl_study.store import Run, check_writable, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
@@ -236,11 +236,13 @@ def run_study(
         The report's page, and whether there was anything to do.
 
     Raises:
+        SettingsError: the results folder is read-only.
         StudyFailed: another study works in this folder, or a chain failed.
         KeyboardInterrupt: stopped by a signal; every child process has ended.
     """
     folder = results_root(results) / settings.profile
     report, log = folder / "report" / "index.html", folder / "study.log"
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = report.stat().st_mtime if report.is_file() else None
     config = {

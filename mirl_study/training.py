@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mirl_study import stopping
+from mirl_study.checkpoint import Checkpoints, Standing
 from mirl_study.data import Bank
 from mirl_study.masks import Mask
 from mirl_study.settings import Settings
@@ -47,6 +49,7 @@ def train(
     stop: int | None = None,
     order: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> pd.DataFrame:
     """Trains the kept weights in place; those that are not kept are and stay exactly zero.
 
@@ -60,13 +63,16 @@ def train(
         first, stop: the part of the schedule to train, in steps from 0; the whole if not given.
         order: which data order of the seed; the same for everything that is to be compared.
         on_step: called with the steps done and the last loss known, for progress.
+        checkpoints: to go on from, and to write. A request to stop (Ctrl-C, SIGTERM) waits for the end of its step, and
+            for a checkpoint.
 
     Returns:
         A row for each look (every ``validate_every`` steps and at the end): ``step``, ``lr``, ``loss`` (mean L1 since
         the last look) and ``val_loss``.
 
     Raises:
-        Diverged: naming the step, if the loss is not finite at a look.
+        Diverged: naming the first step whose loss is not finite, and the tasks; noticed at a look, or before a
+            checkpoint. Checkpoints stay as they are.
     """
     steps, warmup, lr = steps or settings.steps, settings.warmup_steps if warmup is None else warmup, lr or settings.lr
     stop = stop or steps
@@ -82,37 +88,75 @@ def train(
     with torch.no_grad():
         _multiply(weights, factors)
 
-    rows, total, since = [], torch.zeros((), device=device), 0
-    for step in range(first, stop):
-        rate = learning_rate(step * ticks // steps, **schedule)
-        optimizer.param_groups[0]["lr"] = rate
-        degraded, target = bank.batch(
-            settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
-        )
-        loss = F.l1_loss(network(degraded), target)
-        optimizer.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            _multiply([weight.grad for weight in weights], factors)
-            if settings.clip_norm:  # after masking: a norm that counts pruned weights would change the survivors' steps
-                nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-            optimizer.step()
-            _multiply(weights, factors)
-            total += loss
-        since += 1
-        if (step + 1) % settings.validate_every == 0 or step + 1 == stop:
-            mean = float(total) / since
-            if not math.isfinite(mean):
-                raise Diverged(
-                    f"the loss is {mean} at step {step + 1} of {steps} (learning rate {rate:.2e}): a lower lr may help"
-                )
-            rows.append(
-                (step + 1, rate, mean, validation_loss(network, validation, settings) if validation else math.nan)
+    def rate_at(step: int) -> float:
+        return learning_rate(step * ticks // steps, **schedule)
+
+    at = Standing(first, torch.zeros((), device=device))
+    watch = Watch(settings.batch_size, device)
+    if checkpoints:
+        at = checkpoints.load(at, network, optimizer)
+        if at.step > first and on_step:
+            on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
+    with stopping.postponed() as asked:
+        for step in range(at.step, stop):
+            rate = rate_at(step)
+            optimizer.param_groups[0]["lr"] = rate
+            degraded, target = bank.batch(
+                settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
             )
-            total, since = torch.zeros_like(total), 0
-        if on_step:
-            on_step(step + 1 - first, rows[-1][2] if rows else math.nan)
-    return pd.DataFrame(rows, columns=["step", "lr", "loss", "val_loss"])
+            restored = network(degraded)
+            loss = F.l1_loss(restored, target)
+            optimizer.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                _multiply([weight.grad for weight in weights], factors)
+                if settings.clip_norm:  # after masking: a norm that counts pruned weights would change the survivors'
+                    nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+                optimizer.step()
+                _multiply(weights, factors)
+                at.loss += loss
+                watch.see(step, restored, target)
+            at.step, at.since = step + 1, at.since + 1
+            look = at.step % settings.validate_every == 0 or at.step == stop
+            keep = checkpoints and (at.step == stop or asked or checkpoints.due())
+            if (look or keep) and (bad := watch.first()) is not None:
+                names = bank.tasks(settings.batch_size, bad)
+                tasks = dict.fromkeys(name for name, hit in zip(names, watch.patches.tolist(), strict=True) if hit)
+                raise Diverged(
+                    f"the loss is no finite number at step {bad + 1} of {steps}, for {', '.join(tasks)} "
+                    f"(learning rate {rate_at(bad):.2e}): a lower lr may help"
+                )
+            if look:
+                mean = float(at.loss) / at.since
+                seen = validation_loss(network, validation, settings) if validation else math.nan
+                at.rows.append((at.step, rate, mean, seen))
+                at.loss, at.since = torch.zeros_like(at.loss), 0
+            if checkpoints and keep:
+                checkpoints.save(at, network, optimizer)
+            if on_step:
+                on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
+            asked.deliver()
+    return pd.DataFrame(at.rows, columns=["step", "lr", "loss", "val_loss"])
+
+
+class Watch:
+    """Keeps, on the device and without asking it, the first step whose loss is not finite, and for which patches."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.step = torch.full((), -1, device=device)
+        self.patches = torch.zeros(size, dtype=torch.bool, device=device)
+
+    def see(self, step: int, restored: torch.Tensor, target: torch.Tensor) -> None:
+        """Looks at what a step has restored, (B, 3, H, W)."""
+        bad = ~(restored - target).abs().sum((1, 2, 3)).isfinite()
+        now = bad.any() & (self.step < 0)
+        self.step = torch.where(now, step, self.step)
+        self.patches |= bad & now
+
+    def first(self) -> int | None:
+        """Returns that step, from 0, if there was one; this is what waits for the device."""
+        step = int(self.step)
+        return None if step < 0 else step
 
 
 @torch.no_grad()

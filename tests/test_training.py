@@ -74,10 +74,29 @@ def test_the_same_arguments_give_the_same_bits_and_another_order_does_not(bank):
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
-def test_a_loss_that_is_no_number_stops_by_name(bank):
+def test_a_loss_that_is_no_number_stops_and_names_the_first_bad_step(bank, monkeypatch):
+    """It is noticed at the look, after step 3; by then all weights are gone, and so are the losses of all tasks."""
+    batch = type(bank).batch
+
+    def spoilt(self, size, patch, *, seed, order, step):
+        degraded, target = batch(self, size, patch, seed=seed, order=order, step=step)
+        if step >= 1:
+            degraded[1, 0, 3, 3] = float("inf")
+        return degraded, target
+
+    monkeypatch.setattr(type(bank), "batch", spoilt)
+    network = build_network(SETTINGS.network, 0)
+    steps = []
+    with pytest.raises(Diverged, match="at step 2 of 6, for denoise25 ") as caught:
+        train(network, Mask.dense(network), bank, SETTINGS, on_step=lambda step, _: steps.append(step))
+    assert bank.tasks(SETTINGS.batch_size, 1) == ["dehaze", "denoise25"] and "lower lr" in str(caught.value)
+    assert steps == [1, 2], "the third was a look"
+
+
+def test_weights_that_are_no_numbers_spoil_every_task(bank):
     network = build_network(SETTINGS.network, 0)
     torch.nn.init.constant_(network.output.weight, float("nan"))
-    with pytest.raises(Diverged, match="step 3 of 6"):
+    with pytest.raises(Diverged, match="at step 1 of 6, for denoise15, derain "):
         train(network, Mask.dense(network), bank, SETTINGS)
 
 
