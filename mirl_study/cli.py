@@ -9,7 +9,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -102,9 +102,19 @@ cli.add_command(data)
 @PARAMETER
 @click.option("--output", type=click.Path(path_type=Path), metavar="PATH", help="The executed notebook.")
 @CELL_TIMEOUT
-def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, cell_timeout: float) -> None:
+@click.option("--kernel", default="", metavar="NAME", help="A registered one. [default: that of this Python]")
+@click.option("--lease", "leased", is_flag=True, help="Wait for a GPU that no other leased run uses, and use that one.")
+def run(
+    notebook: str,
+    given: tuple[tuple[str, str], ...],
+    output: Path | None,
+    cell_timeout: float,
+    kernel: str,
+    leased: bool,
+) -> None:
     """Execute NOTEBOOK with papermill, after a check of what it is given."""
     from mirl_study import running
+    from mirl_study.lease import lease
 
     path = running.find_notebook(notebook)
     parameters = running.check_parameters(path, given)
@@ -113,8 +123,11 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, 
         raise SettingsError(f"output={str(output)!r} is not allowed: a path that ends in .ipynb is wanted")
     if output.resolve() == path:
         raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
+    found = running.find_kernel(kernel)
+    again = running.command(path, given, output, kernel=kernel, lease=leased)
     try:
-        running.run_notebook(path, parameters, output, cell_timeout, running.command(path, given, output))
+        with lease() if leased else nullcontext():
+            running.run_notebook(path, parameters, output, cell_timeout, again, found)
     except running.NotebookFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(output)
