@@ -50,6 +50,21 @@ def read_json(path: Path) -> Any:
         raise SettingsError(f"{path} cannot be read: {error}") from error
 
 
+def profile_folder(profile: str, results: Path | str | None = None) -> Path:
+    """Returns the folder of a profile's results, or of any other runs that lie beside them, as ``laptop-real``.
+
+    Args:
+        profile: name of a profile, or of the folder.
+        results: root of all results; the project's ``results/`` if not given.
+
+    Raises:
+        SettingsError: the name is neither.
+    """
+    root = results_root(results)
+    others = {path.parents[3].name for path in root.glob("*/*/*/seed*/run.json")} - set(profiles())
+    return root / choose("profile", profile, (*profiles(), *sorted(others)))
+
+
 def runs(profile: str = "laptop", results: Path | str | None = None, setting: str | None = None) -> pd.DataFrame:
     """Finds every run folder of a profile.
 
@@ -66,7 +81,7 @@ def runs(profile: str = "laptop", results: Path | str | None = None, setting: st
     Raises:
         SettingsError: if no run is finished, or, naming the file, if a ``run.json`` cannot be read.
     """
-    root = results_root(results) / choose("profile", profile, profiles())
+    root = profile_folder(profile, results)
     rows = []
     for path in root.glob(f"{setting or '*'}/*/seed*/run.json"):
         facts = read_json(path)
@@ -109,7 +124,9 @@ def open_run(folder: Path) -> Run:
     facts = read_json(folder / "run.json")
     settings = read_settings({"profile": facts["profile"], **facts["settings"]})
     control = facts.get("control")
-    return Run(settings, facts["method"], folder.resolve().parents[4 if control else 3], control)
+    run = Run(settings, facts["method"], folder.resolve().parents[4 if control else 3], control)
+    run.folder = folder.resolve()  # its own, also where a reference has another name than its profile
+    return run
 
 
 def dense_folder(folder: Path) -> Path:

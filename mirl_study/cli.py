@@ -8,8 +8,8 @@ import platform
 import signal
 import sys
 import tomllib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +23,21 @@ PARAMETER = click.option(
 )
 RESULTS = click.option("--results", metavar="DIR", help="Root of all results, in the project. [default: results]")
 PROFILE = click.option("--profile", default="laptop", show_default=True, metavar="NAME")
+GRID_OPTIONS = (
+    PROFILE,
+    click.option(
+        "--settings",
+        "--setting",
+        default="all_in_one",
+        show_default=True,
+        metavar="LIST",
+        help="all_in_one,derain,dehaze,denoise,jpeg; `all` is the first four.",
+    ),
+    click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Whole numbers: 0,1,2."),
+    click.option("--cores", type=click.IntRange(min=1), help="Chains at a time, one thread each. [default: all cores]"),
+    RESULTS,
+    PARAMETER,
+)
 CELL_TIMEOUT = click.option(
     "--cell-timeout",
     type=click.FloatRange(min=0),
@@ -31,6 +46,13 @@ CELL_TIMEOUT = click.option(
     metavar="SECONDS",
     help="Longest time for one cell; 0 is no limit.",
 )
+
+
+def _grid(command: Callable) -> Callable:
+    """Adds the options that say which chains."""
+    for option in reversed(GRID_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -80,9 +102,19 @@ cli.add_command(data)
 @PARAMETER
 @click.option("--output", type=click.Path(path_type=Path), metavar="PATH", help="The executed notebook.")
 @CELL_TIMEOUT
-def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, cell_timeout: float) -> None:
+@click.option("--kernel", default="", metavar="NAME", help="A registered one. [default: that of this Python]")
+@click.option("--lease", "leased", is_flag=True, help="Wait for a GPU that no other leased run uses, and use that one.")
+def run(
+    notebook: str,
+    given: tuple[tuple[str, str], ...],
+    output: Path | None,
+    cell_timeout: float,
+    kernel: str,
+    leased: bool,
+) -> None:
     """Execute NOTEBOOK with papermill, after a check of what it is given."""
     from mirl_study import running
+    from mirl_study.lease import lease
     from mirl_study.store import check_writable
 
     path = running.find_notebook(notebook)
@@ -93,27 +125,50 @@ def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path | None, 
     if output.resolve() == path:
         raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
     check_writable(output.parent)
+    found = running.find_kernel(kernel)
+    again = running.command(path, given, output, kernel=kernel, lease=leased)
     try:
-        running.run_notebook(path, parameters, output, cell_timeout, running.command(path, given, output))
+        with lease() if leased else nullcontext():
+            running.run_notebook(path, parameters, output, cell_timeout, again, found)
     except running.NotebookFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(output)
 
 
 @cli.command()
-@PROFILE
-@click.option("--setting", default="all_in_one", show_default=True, metavar="NAME")
-@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Whole numbers: 0,1,2.")
-@click.option("--cores", type=click.IntRange(min=1), help="Chains at a time, one thread each. [default: all cores]")
-@RESULTS
+@_grid
+@click.option("--controls", is_flag=True, help="The controls of the ticket, too.")
+def plan(
+    profile: str,
+    settings: str,
+    seeds: str,
+    cores: int | None,
+    results: str | None,
+    controls: bool,
+    given: tuple[tuple[str, str], ...],
+) -> None:
+    """Say what a study would take: its chains and how far they are, time by a few measured steps, and disk."""
+    from mirl_study import planning
+    from mirl_study import study as runner
+
+    given = tuple((name, _placed(name, text)) for name, text in given)
+    studies, numbers = runner.grid(profile, settings, seeds, given)
+    runner.check_folders(studies, numbers, results)
+    cost = planning.measure(studies)
+    made = planning.jobs(studies, numbers, cost, results, controls)
+    words = planning.in_words(made, cost, cores or os.cpu_count() or 1, results)
+    click.echo("\n".join([*planning.as_text(made), "", *words]))
+
+
+@cli.command()
+@_grid
 @click.option("--controls", is_flag=True, help="Play the controls of the ticket (setting ticket_round), too.")
-@click.option("--dry-run", is_flag=True, help="List the chains and how far they are; run nothing.")
-@PARAMETER
+@click.option("--dry-run", is_flag=True, help="List the chains and how far they are; run nothing (see `mirl plan`).")
 @CELL_TIMEOUT
 @click.option("--notebooks", type=click.Path(exists=True, file_okay=False, path_type=Path), hidden=True)
 def study(
     profile: str,
-    setting: str,
+    settings: str,
     seeds: str,
     cores: int | None,
     results: str | None,
@@ -125,26 +180,19 @@ def study(
 ) -> None:
     """Run the whole study, from the data to the report; it goes on where it was stopped."""
     from mirl_study import study as runner
-    from mirl_study.running import cast, settings_and_overrides
 
-    for name, _ in given:
-        if name in ("profile", "setting", "seed", "scope"):
-            hint = {"scope": "a study runs both", "seed": "give --seeds"}.get(name, f"give --{name}")
-            raise SettingsError(f"-p {name} is not allowed in a study: {hint}")
-    numbers = list(dict.fromkeys(cast("seeds", text, 0) for text in seeds.split(",")))
-    for seed in numbers:
-        settings, _ = settings_and_overrides(profile, given, setting=setting, seed=seed)
-    runner.check_folders(settings, numbers, results)
+    given = tuple((name, _placed(name, text)) for name, text in given)
+    studies, numbers = runner.grid(profile, settings, seeds, given)
+    runner.check_folders(studies, numbers, results)
     if dry_run:
-        for chain in runner.plan(settings, numbers, results, controls):
+        for chain in runner.plan(studies, numbers, results, controls):
             chain.look()
             state = "finished" if chain.finished else f"{chain.done}/{chain.total} steps"
             click.echo(f"{chain.method:<{34 if controls else 12}} seed {chain.seed:<4} {state:<20} {chain.folder}")
         return
-    given = tuple((name, _absolute(name, text)) for name, text in given)
     try:
         report, changed = runner.run_study(
-            settings, numbers, cores or os.cpu_count() or 1, given, results, cell_timeout, notebooks, controls
+            studies, numbers, cores or os.cpu_count() or 1, given, results, cell_timeout, notebooks, controls
         )
     except runner.StudyFailed as error:
         again = "the same command goes on where it stopped; finished rounds are kept"
@@ -155,13 +203,19 @@ def study(
 @cli.command()
 @PROFILE
 @RESULTS
-def reference(profile: str, results: str | None) -> None:
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder: results/reference/laptop-real. [default: reference/PROFILE of the results]",
+)
+def reference(profile: str, results: str | None, to: Path | None) -> None:
     """Copy the finished runs and the report of a profile to results/reference/, without weights and logs."""
     from mirl_study import study as runner
     from mirl_study.settings import choose, profiles
 
     try:
-        folder, count = runner.keep_reference(choose("profile", profile, profiles()), results)
+        folder, count = runner.keep_reference(choose("profile", profile, profiles()), results, to)
     except runner.StudyFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{folder}: {count} files")
@@ -224,9 +278,18 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _absolute(name: str, text: str) -> str:
-    """A data folder by its absolute path: chains run in another folder than the one it was typed in."""
-    return str(Path(text).resolve()) if name == "data" and text != "embedded" else text
+def _placed(name: str, text: str) -> str:
+    """A data folder as it is to be recorded: by its path in the project if it lies there, else by its absolute path.
+
+    Chains run in another folder than the one it was typed in. One that is not there stays as it is, to be refused.
+    """
+    folder = Path(text).expanduser()
+    if name != "data" or text == "embedded" or not folder.is_dir():
+        return text
+    from mirl_study.store import project_root
+
+    folder, project = folder.resolve(), project_root().resolve()
+    return str(folder.relative_to(project) if folder.is_relative_to(project) else folder)
 
 
 def _dependencies() -> list[str]:

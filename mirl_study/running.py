@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import yaml
 
 from mirl_study import data
-from mirl_study.settings import Settings, SettingsError, load_settings, nearest
+from mirl_study.lease import VISIBLE
+from mirl_study.settings import Settings, SettingsError, choose, load_settings, nearest
 from mirl_study.store import project_root, results_root
 
 STUDY_PID = "MIRL_STUDY_PID"  # environment: the process of `mirl study` that a notebook must not outlive
@@ -86,13 +87,17 @@ def cast(name: str, text: str, like: Any) -> Any:
     Raises:
         SettingsError: the text does not say such a value.
     """
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(like), "YAML")
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", list: "a list, as [0, 1],"}
+    wanted = wanted.get(type(like), "YAML")
     try:
         if isinstance(like, str):
             return text
         if isinstance(like, bool):
             return {"true": True, "false": False}[text.lower()]
-        return type(like)(text) if isinstance(like, int | float) else yaml.safe_load(text)
+        value = type(like)(text) if isinstance(like, int | float) else yaml.safe_load(text)
+        if isinstance(like, list) and not isinstance(value, list):
+            raise ValueError
+        return value
     except (ValueError, KeyError, yaml.YAMLError):
         raise SettingsError(f"{name}={text!r} is not allowed: {wanted} is wanted") from None
 
@@ -168,8 +173,40 @@ def default_output(notebook: Path, parameters: dict[str, Any]) -> Path:
     return results_root(parameters.get("results")) / profile / "notebooks" / f"{name}.ipynb"
 
 
+def find_kernel(name: str = "") -> str:
+    """Says which kernel is to execute a notebook.
+
+    That of this very Python is the right one where nothing else is asked for: it is the environment that ``mirl`` was
+    installed in. There is one exception: this machine has an NVIDIA GPU, the torch of this Python cannot use it, and a
+    kernel is registered that has ``gpu`` or ``cuda`` in its name.
+
+    Args:
+        name: of a registered kernel, asked for explicitly.
+
+    Returns:
+        The name of a registered kernel, or an empty string for this Python.
+
+    Raises:
+        SettingsError: no such kernel is registered, or it is not one of Python.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    kernels = KernelSpecManager().get_all_specs()
+    python = [known for known, entry in kernels.items() if entry["spec"].get("language", "").lower() == "python"]
+    if name:
+        return choose("kernel", name, python)
+    if not _gpu_unused():
+        return ""
+    return next((known for known in sorted(python) if re.search("gpu|cuda", known, re.IGNORECASE)), "")
+
+
 def run_notebook(
-    notebook: Path, parameters: dict[str, Any], output: Path, cell_timeout: float = 0, again: str = ""
+    notebook: Path,
+    parameters: dict[str, Any],
+    output: Path,
+    cell_timeout: float = 0,
+    again: str = "",
+    kernel: str = "",
 ) -> None:
     """Executes a notebook with papermill, saving every few seconds; the log lies beside the output.
 
@@ -179,6 +216,7 @@ def run_notebook(
         output: where the executed notebook goes, each save as a whole; the log has the same name and ``.log``.
         cell_timeout: seconds that one cell may take; 0 is no limit.
         again: command that goes on after a failure, for the message.
+        kernel: what ``find_kernel`` returned.
 
     Raises:
         NotebookFailed: with cell, error, log and ``again`` in its message.
@@ -193,14 +231,15 @@ def run_notebook(
     _atomic_saves()
     with log_path.open("w", encoding="utf-8") as log, _papermill_messages(log), _told_to_stop() as stopped:
         log.write(f"{_now()} {notebook.name} {parameters}\n")
+        log.write(f"{_now()} kernel: {kernel or f'this Python, {sys.executable}'}; {_visible()}\n")
         log.flush()
         try:
             papermill.execute_notebook(
                 notebook,
                 output,
                 parameters,
-                kernel_name="python3",
-                kernel_manager_class=_kernel_of_this_python(log),
+                kernel_name=kernel or "python3",
+                kernel_manager_class=_kernel_manager(log, kernel),
                 progress_bar=False,
                 coalesce_streams=True,  # or each redraw of a progress bar stays in the notebook as an output of its own
                 stdout_file=log,
@@ -225,11 +264,18 @@ def run_notebook(
     raise NotebookFailed("\n".join(lines + ([f"  go on with: {again}"] if again else [])))
 
 
-def command(notebook: Path, given: Sequence[tuple[str, str]], output: Path) -> str:
-    """Returns the command line that runs a notebook again; empty within a study, which is what to run again then."""
+def command(notebook: Path, given: Sequence[tuple[str, str]], output: Path, **options: Any) -> str:
+    """Returns the command line that runs a notebook again; empty within a study, which is what to run again then.
+
+    Args:
+        notebook, given, output: as they were given to ``mirl run``.
+        **options: others of its options, by name; what is empty or false is left out, True is a flag.
+    """
     if STUDY_PID in os.environ:
         return ""
     words = [word for name, text in given for word in ("-p", name, text)]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] if value else []
     return shlex.join(["mirl", "run", os.path.relpath(notebook), *words, "--output", os.path.relpath(output)])
 
 
@@ -260,24 +306,37 @@ def _last_cell(output: Path) -> int:
     return sum(bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in cells)
 
 
-def _kernel_of_this_python(log: TextIO) -> type:
-    """A kernel manager for this very interpreter: a kernelspec named python3 elsewhere on the machine must not win.
+def _visible() -> str:
+    """Which GPUs the kernel will see, as far as its environment says so."""
+    return f"{VISIBLE}={os.environ[VISIBLE]!r}" if VISIBLE in os.environ else f"{VISIBLE} is not set"
 
-    What the kernel's process itself prints, as opposed to its cells, goes to the log as well.
+
+def _gpu_unused() -> bool:
+    """Whether this machine has an NVIDIA GPU that the torch of this Python cannot use."""
+    import torch
+
+    return any(Path("/dev").glob("nvidia[0-9]*")) and not torch.cuda.is_available()
+
+
+def _kernel_manager(log: TextIO, kernel: str) -> type:
+    """A kernel manager whose process prints into the log, apart from what its cells print.
+
+    Without a name it is for this very interpreter: a kernelspec named python3 elsewhere on the machine must not win.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
-    class ThisPython(AsyncKernelManager):
+    class Registered(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**options, stdout=log, stderr=log)
+
+    class ThisPython(Registered):
         @property
         def kernel_spec(self) -> KernelSpec:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
-        async def start_kernel(self, **options: Any) -> None:
-            await super().start_kernel(**options, stdout=log, stderr=log)
-
-    return ThisPython
+    return Registered if kernel else ThisPython
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 SETTINGS = ("all_in_one", "derain", "dehaze", "denoise", "jpeg")
+GRID = ("all_in_one", "derain", "dehaze", "denoise")  # the paper's: what `all` means
 SCOPES = ("global", "layerwise")
 ONE_SHOT = {  # method: (criterion, fraction of the weights removed at once)
     "PIR-OSM-I": ("magnitude", 0.3),
@@ -85,6 +86,18 @@ def choose(parameter: str, value: str, allowed: Iterable[str]) -> str:
     if value not in allowed:
         raise SettingsError(f"{parameter}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
     return value
+
+
+def setting_names(text: str) -> tuple[str, ...]:
+    """Reads a list of settings: ``derain,dehaze``, or ``all`` for the paper's four; repeated ones count once.
+
+    Raises:
+        SettingsError: for a name that is none.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        choose("setting", name, (*SETTINGS, "all"))
+    return tuple(dict.fromkeys(one for name in names for one in (GRID if name == "all" else (name,))))
 
 
 def _require(ok: bool, parameter: str, value: Any, allowed: str) -> None:

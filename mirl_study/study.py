@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import filelock
 import psutil
 from tqdm import tqdm
 
-from mirl_study.running import STUDY_PID
-from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, Settings
+from mirl_study.running import STUDY_PID, cast, settings_and_overrides
+from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, SETTINGS, Settings, SettingsError, setting_names
 from mirl_study.store import Run, check_writable, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
 REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
+BINARY = (".npz", ".png")
 
 
 class StudyFailed(RuntimeError):
@@ -33,10 +35,10 @@ class StudyFailed(RuntimeError):
 
 @dataclass
 class Chain:
-    """One method with one seed: how much work it is, and how far it got.
+    """One setting, method and seed: how much work it is, and how far it got.
 
     Attributes:
-        method, seed: which chain.
+        setting, method, seed: which chain.
         folder: its run folder.
         total, done: optimiser steps.
         round, rounds: where it is.
@@ -44,6 +46,7 @@ class Chain:
         touched: modification time of its progress, in seconds since the epoch; 0 before it started.
     """
 
+    setting: str
     method: str
     seed: int
     folder: Path
@@ -72,53 +75,111 @@ class Chain:
             self.done = self.total
 
 
+def grid(
+    profile: str, settings: str, seeds: str, given: Sequence[tuple[str, str]] = ()
+) -> tuple[list[Settings], list[int]]:
+    """Reads what a study is asked for, and looks whether the images fit every setting.
+
+    Args:
+        profile: name of the profile.
+        settings: ``all_in_one``, ``derain,dehaze`` or ``all``.
+        seeds: ``0`` or ``0,1,2``.
+        given: what else is changed: pairs of a setting's name and its value as text.
+
+    Returns:
+        Settings, one for each name, with the first seed; and the seeds. What is repeated counts once.
+
+    Raises:
+        SettingsError: one line, for the first thing that is wrong.
+    """
+    for name, _ in given:
+        if name in ("profile", "setting", "seed", "scope"):
+            hint = {"scope": "a study runs both", "seed": "give --seeds", "setting": "give --settings"}
+            raise SettingsError(f"-p {name} is not allowed in a study: {hint.get(name, f'give --{name}')}")
+    names = setting_names(settings)
+    numbers = list(dict.fromkeys(cast("seeds", text, 0) for text in seeds.split(",")))
+    studies = [settings_and_overrides(profile, given, setting=name, seed=numbers[0])[0] for name in names]
+    for seed in numbers[1:]:
+        studies[0].replace(seed=seed)
+    return studies, numbers
+
+
 def plan(
-    settings: Settings, seeds: Sequence[int], results: Path | str | None = None, controls: bool = False
+    studies: Sequence[Settings], seeds: Sequence[int], results: Path | str | None = None, controls: bool = False
 ) -> list[Chain]:
     """Lists every chain of a study with the optimiser steps it takes.
 
     Args:
-        settings: of the study; its seed does not matter, its scope only for the controls.
+        studies: settings of the study, as ``grid`` returns them; their seed does not matter, their scope only for the
+            controls.
         seeds: of the chains.
         results: root of all results.
         controls: whether the controls of the ticket are part of it.
 
     Returns:
-        Chains, the dense ones first.
+        Chains, setting by setting, the dense ones first.
     """
-    steps = {"dense": settings.steps, **dict.fromkeys(ONE_SHOT, max(1, round(settings.fine_tune * settings.steps)))}
-    root, part = results_root(results) / settings.profile / settings.setting, settings.steps - settings.rewind_step
-    chains = [
-        Chain(method, seed, root / method / f"seed{seed}", steps.get(method, settings.rounds * part))
-        for method in METHODS
-        for seed in seeds
-    ]
-    spent = settings.ticket() * part
-    longer = {"magnitude_long": spent, "random_long": spent, "dense_long": settings.steps + spent}
-    longer |= {"instability": 2 * part, "instability_dense": 2 * part, "norms": settings.rounds * part}
-    names = [name for group in CONTROLS.values() for name in group] if controls else []
-    return chains + [
-        Chain(label, seed, root / "controls" / label / f"seed{seed}", longer.get(name, settings.steps))
-        for name, label in ((name, settings.control(name)) for name in names)
-        for seed in seeds
-    ]
+    chains = []
+    for settings in studies:
+        root, part = results_root(results) / settings.profile / settings.setting, settings.steps - settings.rewind_step
+        steps = {"dense": settings.steps, **dict.fromkeys(ONE_SHOT, max(1, round(settings.fine_tune * settings.steps)))}
+        steps |= dict.fromkeys(LOTTERY, settings.rounds * part)
+        places = {method: root / method for method in METHODS}
+        spent = settings.ticket() * part
+        longer = {"magnitude_long": spent, "random_long": spent, "dense_long": settings.steps + spent}
+        longer |= {"instability": 2 * part, "instability_dense": 2 * part, "norms": settings.rounds * part}
+        for name in (name for group in CONTROLS.values() for name in group if controls):
+            label = settings.control(name)
+            places[label], steps[label] = root / "controls" / label, longer.get(name, settings.steps)
+        chains += [
+            Chain(settings.setting, name, seed, place / f"seed{seed}", steps[name])
+            for name, place in places.items()
+            for seed in seeds
+        ]
+    return chains
 
 
-def check_folders(settings: Settings, seeds: Sequence[int], results: Path | str | None = None) -> None:
+def check_folders(studies: Sequence[Settings], seeds: Sequence[int], results: Path | str | None = None) -> None:
     """Checks that the runs that are there already were made with these settings.
 
     Args:
-        settings: of the study; its scope and seed do not matter.
+        studies: settings of the study; their scope and seed do not matter.
         seeds: of the chains.
         results: root of all results.
 
     Raises:
         SettingsError: showing what differs, for the first run that was made otherwise.
     """
-    for seed in seeds:
-        for method in METHODS:
-            own = settings.replace(seed=seed, scope=LOTTERY.get(method, settings.scope))
-            Run(own, method, results).belongs()
+    for settings in studies:
+        for seed in seeds:
+            for method in METHODS:
+                own = settings.replace(seed=seed, scope=LOTTERY.get(method, settings.scope))
+                Run(own, method, results).belongs()
+
+
+def span(chains: Sequence[Chain], work: Mapping[Path, float], cores: int) -> float:
+    """Bounds the time in which chains can be done.
+
+    The dense chain of a setting and seed comes before its other chains; so the longest way through one of them is a
+    bound, and all the work spread over the cores is the other one.
+
+    Args:
+        chains: to be done.
+        work: of each, by its folder, in any unit.
+        cores: chains at a time.
+
+    Returns:
+        The larger bound, in the unit of ``work``.
+    """
+    before, after = Counter(), Counter()
+    for chain in chains:
+        where, left = (chain.setting, chain.seed), work[chain.folder]
+        if chain.method == "dense":
+            before[where] = left
+        else:
+            after[where] = max(after[where], left)
+    longest = max(before[where] + after[where] for where in {*before, *after})
+    return max(longest, sum(work.values()) / cores)
 
 
 @dataclass
@@ -143,9 +204,6 @@ class Pace:
     def seconds_left(self, chains: Sequence[Chain]) -> float | None:
         """Estimates the time to the end of all chains.
 
-        The dense chain of a seed comes before its other chains; so the longest way through one seed is a bound, and
-        all the work spread over the cores is the other one.
-
         Returns:
             Seconds, or None as long as nothing was measured.
         """
@@ -153,12 +211,7 @@ class Pace:
             return 0.0
         if not self.steps:
             return None
-        ways = [0]
-        for seed in {chain.seed for chain in chains}:
-            dense = [c.left for c in chains if c.seed == seed and c.method == "dense"]
-            others = [c.left for c in chains if c.seed == seed and c.method != "dense"]
-            ways.append(sum(dense) + max(others, default=0))
-        return max(*ways, sum(c.left for c in chains) / self.cores) * self.seconds / self.steps
+        return span(chains, {chain.folder: chain.left for chain in chains}, self.cores) * self.seconds / self.steps
 
 
 class Bars:
@@ -178,7 +231,7 @@ class Bars:
 
     def _draw(self, name: str, done: int, total: int, note: str) -> None:
         if name not in self.bars:
-            layout = "{desc:<22} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
+            layout = "{desc:<30} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
             self.bars[name] = tqdm(total=total, bar_format=layout, desc=name, leave=name == "study", dynamic_ncols=True)
         bar = self.bars[name]
         bar.n, bar.total = done, total
@@ -211,7 +264,7 @@ class Lines:
 
 
 def run_study(
-    settings: Settings,
+    studies: Sequence[Settings],
     seeds: Sequence[int],
     cores: int,
     given: Sequence[tuple[str, str]] = (),
@@ -223,10 +276,10 @@ def run_study(
     """Runs what is missing of a study, showing progress; a study that was stopped, or killed, goes on where it was.
 
     Args:
-        settings: already validated.
+        studies: one settings for each setting of the grid, already validated.
         seeds: of the chains.
         cores: chains that run at a time, one thread each.
-        given: what ``settings`` changes of its profile: pairs of a setting's name and its value as text.
+        given: what the settings change of their profile: pairs of a setting's name and its value as text.
         results: root of all results.
         cell_timeout: seconds that one cell may take; 0 is no limit.
         notebooks: folder to take them from, instead of the project's.
@@ -240,20 +293,21 @@ def run_study(
         StudyFailed: another study works in this folder, or a chain failed.
         KeyboardInterrupt: stopped by a signal; every child process has ended.
     """
-    folder = results_root(results) / settings.profile
+    first = studies[0]
+    folder = results_root(results) / first.profile
     report, log = folder / "report" / "index.html", folder / "study.log"
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = report.stat().st_mtime if report.is_file() else None
     config = {
-        "profile": settings.profile,
-        "setting": settings.setting,
+        "profile": first.profile,
+        "settings": ",".join(settings.setting for settings in studies),
         "seeds": ",".join(map(str, seeds)),
         "results": str(folder.parent),
         "options": shlex.join(word for name, text in given for word in ("-p", name, text)),
         "cell_timeout": cell_timeout,
         **({"notebooks": str(notebooks.resolve())} if notebooks else {}),
-        **({"controls": settings.ticket(), "scope": settings.scope} if controls else {}),
+        **({"controls": first.ticket(), "scope": first.scope} if controls else {}),
     }
     # No lock of Snakemake's: it outlives a killed process. Ours, below, does not.
     words = f"--cores {cores} --nolock --rerun-incomplete --rerun-triggers mtime input --scheduler greedy --nocolor"
@@ -265,7 +319,7 @@ def run_study(
         environment = {**os.environ, STUDY_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         child = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
         try:
-            _watch(child, plan(settings, seeds, results, controls), cores)
+            _watch(child, plan(studies, seeds, results, controls), cores)
         finally:
             _stop(child)
     if child.returncode:
@@ -273,42 +327,55 @@ def run_study(
     return report, report.stat().st_mtime != before
 
 
-def keep_reference(profile: str, results: Path | str | None = None) -> tuple[Path, int]:
-    """Copies a profile's finished runs and report to ``results/reference/<profile>/``, replacing what was there.
+def keep_reference(profile: str, results: Path | str | None = None, to: Path | str | None = None) -> tuple[Path, int]:
+    """Copies a profile's finished runs and report into one folder, replacing the reference that was there.
 
-    Weights, executed notebooks, logs and the runs that are not finished stay behind.
+    Weights, executed notebooks, logs and the runs that are not finished stay behind. Where somebody's images lie on
+    this machine does not matter to a reader: of a data folder outside the project, only the name is kept.
 
     Args:
         profile: whose results.
         results: root of all results.
+        to: the folder; ``reference/<profile>`` of the results if not given.
 
     Returns:
         The folder, and how many files it holds.
 
     Raises:
+        SettingsError: the folder holds something else than a reference.
         StudyFailed: there is no finished run.
     """
     root = results_root(results)
-    source, target = root / profile, root / "reference" / profile
+    source, target = root / profile, Path(to).absolute() if to else root / "reference" / profile
+    nested = source.resolve() in (target.resolve(), *target.resolve().parents)
+    there = [path.name for path in target.iterdir()] if target.is_dir() else [""] if target.exists() else []
+    if nested or (to and not set(there) <= {*SETTINGS, "report"}):
+        raise SettingsError(f"to={str(to)!r} is not allowed: a new folder, or a reference to replace, is wanted")
     depths = ("*/*/seed*/summary.csv", "*/controls/*/seed*/summary.csv")
     runs = sorted(path.parent for depth in depths for path in source.glob(depth))
     if not runs:
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
-    part = target.with_name(f".{profile}.part")
+    places = {json.loads((run / "run.json").read_text())["settings"].get("data", "") for run in runs}
+    names = {place.encode(): Path(place).name.encode() for place in places if Path(place).is_absolute()}
+    part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
     files += [path for path in (source / "report").rglob("*") if path.is_file()]
     for path in files:
+        content = path.read_bytes()
+        for place, name in names.items():
+            content = content if path.suffix in BINARY else content.replace(place, name)
         copy = part / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        copy.write_bytes(content)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return target, len(files)
 
 
 def _name(chain: Chain) -> str:
-    return f"{chain.method} seed {chain.seed}"
+    setting = "" if chain.setting == "all_in_one" else f"{chain.setting} "
+    return f"{setting}{chain.method} seed {chain.seed}"
 
 
 def _clock(seconds: float | None) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mirl_study.analysis import FAMILIES, by_task, dense_folder, read_json, with_families
-from mirl_study.settings import CONTROLS, LOTTERY, SETTINGS, SettingsError, choose, profiles
-from mirl_study.store import results_root
+from mirl_study.analysis import FAMILIES, by_task, dense_folder, profile_folder, read_json, with_families
+from mirl_study.settings import CONTROLS, LOTTERY, SETTINGS, SettingsError, choose
 
 GROUPS = {  # of what is compared, in the order of tables and figures
     "ticket": ("ticket",),
@@ -79,10 +78,9 @@ COLUMNS = ["task", "psnr", "ssim", "input_psnr", "density", "parameters", "steps
 
 def _place(profile: str, setting: str, method: str, results: Path | str | None) -> Path:
     """The folder of a setting's results."""
-    choose("profile", profile, profiles())
     choose("setting", setting, SETTINGS)
     choose("method", method, LOTTERY)
-    return results_root(results) / profile / setting
+    return profile_folder(profile, results) / setting
 
 
 def _controls(place: Path, method: str, ticket_round: int, file: str) -> Iterator[tuple[str, Path]]:

@@ -1,8 +1,10 @@
 """The command line: mistakes are one line, before any work; notebooks run in this interpreter; studies go on."""
 
 import functools
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +124,11 @@ def test_the_notebook_itself_is_not_overwritten(notebook, capsys):
     [
         (("--profile", "lapto"), "did you mean 'laptop'"),
         (("--setting", "haze"), "did you mean 'dehaze'"),
+        (("--settings", "derain,haze"), "did you mean 'dehaze'"),
+        (("--settings", "derain,"), "setting=''"),
+        (("--settings", ""), "setting=''"),
+        (("--settings", "derain;dehaze"), "setting='derain;dehaze'"),
+        (("--settings", "al"), "did you mean 'all'"),
         (("--seeds", "0,one"), "seeds='one'"),
         (("--seeds", "0,-1"), "seed=-1"),
         (("--seeds", ""), "seeds=''"),
@@ -130,11 +137,14 @@ def test_the_notebook_itself_is_not_overwritten(notebook, capsys):
         (("-p", "rat", "0.5"), "did you mean 'rate'"),
         (("-p", "scope", "global"), "a study runs both"),
         (("-p", "seed", "1"), "--seeds"),
+        (("-p", "setting", "derain"), "--settings"),
+        (("-p", "data", "nowhere"), "data='nowhere'"),
         (("--profil", "smoke"), "did you mean '--profile'"),
     ],
 )
-def test_a_bad_study_is_one_line_and_leaves_nothing(words, expected, tmp_path, capsys):
-    code, out, err = mirl(capsys, "study", "--results", tmp_path / "results", *words)
+@pytest.mark.parametrize("command", ["study", "plan"])
+def test_a_bad_study_is_one_line_and_leaves_nothing(command, words, expected, tmp_path, capsys):
+    code, out, err = mirl(capsys, command, "--results", tmp_path / "results", *words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
     assert everything_below(tmp_path) == []
@@ -233,7 +243,7 @@ def test_doctor_names_what_is_missing_and_what_is_too_old(capsys, monkeypatch):
 
 def test_the_plan_counts_the_steps_of_every_chain(tmp_path):
     settings = load_settings("smoke", steps=20, rounds=3, fine_tune=0.1)
-    chains = study.plan(settings, [0, 4], tmp_path)
+    chains = study.plan([settings], [0, 4], tmp_path)
     assert [(chain.method, chain.seed) for chain in chains] == [(method, seed) for method in METHODS for seed in (0, 4)]
     assert {chain.method: chain.total for chain in chains} == {
         **dict.fromkeys(METHODS, 2),
@@ -242,6 +252,25 @@ def test_the_plan_counts_the_steps_of_every_chain(tmp_path):
         "MIR-L-LW": 60,
     }
     assert chains[1].folder == tmp_path / "smoke" / "all_in_one" / "dense" / "seed4"
+
+
+def test_a_grid_has_every_setting_once_and_all_are_the_papers_four():
+    studies, seeds = study.grid("smoke", "derain,all,derain", "3,0,3", [("rate", "0.3")])
+    assert [own.setting for own in studies] == ["derain", "all_in_one", "dehaze", "denoise"]
+    assert seeds == [3, 0] and {own.rate for own in studies} == {0.3}
+    chains = study.plan(studies, seeds)
+    assert len({chain.folder for chain in chains}) == len(chains) == 4 * 2 * len(METHODS)
+
+
+def test_data_in_the_project_are_recorded_by_their_place_in_it(tmp_path, monkeypatch):
+    project, inside, outside = tmp_path / "project", tmp_path / "project" / "data" / "mine", tmp_path / "images"
+    for folder in (inside, outside):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("mirl_study.store.project_root", lambda: project)
+    monkeypatch.chdir(project / "data")
+    assert cli._placed("data", "mine") == "data/mine"
+    assert cli._placed("data", str(outside)) == cli._placed("data", "../../images") == str(outside)
+    assert cli._placed("data", "nowhere") == "nowhere" and cli._placed("rate", "0.5") == "0.5"
 
 
 def test_a_dry_run_lists_the_chains_and_writes_nothing(tmp_path, capsys):
@@ -262,7 +291,7 @@ def test_a_dry_run_with_controls_lists_them_too(tmp_path, capsys):
 
 
 def test_a_chain_reads_its_progress_and_survives_a_broken_one(tmp_path):
-    chain = study.Chain("dense", 0, tmp_path, total=10)
+    chain = study.Chain("all_in_one", "dense", 0, tmp_path, total=10)
     chain.look()
     assert (chain.left, chain.touched) == (10, 0)
     (tmp_path / "progress.json").write_text("{")
@@ -277,7 +306,8 @@ def test_a_chain_reads_its_progress_and_survives_a_broken_one(tmp_path):
 
 
 def test_the_eta_follows_the_longest_way_and_the_cores():
-    chains = [study.Chain(method, 0, Path(method), total) for method, total in (("dense", 10), ("A", 100), ("B", 90))]
+    sizes = {"dense": 10, "A": 100, "B": 90}
+    chains = [study.Chain("derain", method, 0, Path(method), total) for method, total in sizes.items()]
     pace = study.Pace(cores=2)
     pace.look(chains, now=0)
     assert pace.seconds_left(chains) is None
@@ -302,9 +332,11 @@ def test_the_reference_keeps_what_is_finished_without_weights_and_logs(tmp_path,
     tables = [f"round00/{name}" for name in ("mask.npz", "history.csv", "metrics.csv", "round.json")]
     kept = ["run.json", "summary.csv", *tables]
     left = ["progress.json", "notebook.ipynb", "notebook.log", "round00/weights.safetensors"]
+    where = "/home/somebody/images/fair"
+    facts = json.dumps({"settings": {"data": where}})
     for path in [*(done / name for name in kept + left), started / "run.json", tmp_path / "smoke/report/figures/a.svg"]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
+        path.write_text(facts)
     stale = tmp_path / "reference" / "smoke" / "stale.csv"
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -313,6 +345,27 @@ def test_the_reference_keeps_what_is_finished_without_weights_and_logs(tmp_path,
     files = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert code == 0 and out.strip() == f"{target}: 7 files"
     assert files == {f"all_in_one/dense/seed0/{name}" for name in kept} | {"report/figures/a.svg"}
+    # a place on this machine is nobody's business, a name may be
+    assert json.loads((target / "all_in_one/dense/seed0/run.json").read_text()) == {"settings": {"data": "fair"}}
+    assert where not in (target / "report/figures/a.svg").read_text()
+    named = tmp_path / "kept" / "smoke-fair"
+    for _ in range(2):  # the second one replaces the first
+        code, out, _ = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path, "--to", named)
+        assert code == 0 and out.strip() == f"{named}: 7 files"
+    assert sorted(path.name for path in named.parent.iterdir()) == ["smoke-fair"]
+
+
+@pytest.mark.parametrize("into", ["smoke", "smoke/report", ".", "precious", "file"])
+def test_a_reference_replaces_nothing_but_a_reference(into, smoke_results, tmp_path, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(smoke_results, results)
+    (results / "precious").mkdir()
+    (results / "precious" / "thesis.tex").touch()
+    (results / "file").touch()
+    before = everything_below(results)
+    code, out, err = mirl(capsys, "reference", "--profile", "smoke", "--results", results, "--to", results / into)
+    assert (code, out) == (2, "") and err.startswith("error: to=") and err.count("\n") == 1
+    assert everything_below(results) == before
 
 
 def test_a_reference_needs_a_finished_run(tmp_path, capsys):
@@ -371,17 +424,19 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 @pytest.mark.slow
 def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins, tmp_path):
-    first = start_study(tmp_path / "results", standins, "--seeds", "0,1", "-p", "rate", "0.3")
+    words = ("--settings", "all_in_one,derain", "--seeds", "0,1", "-p", "rate", "0.3")
+    first = start_study(tmp_path / "results", standins, *words)
     out, err = first.communicate(timeout=300)
     root = tmp_path / "results" / "smoke"
     assert first.returncode == 0, err
     assert out.splitlines()[-1] == f"report: {root / 'report' / 'index.html'}"
-    for method in METHODS:
-        for seed in (0, 1):
-            assert (root / "all_in_one" / method / f"seed{seed}" / "summary.csv").is_file()
-    log = (root / "all_in_one" / "MIR-L-LW" / "seed1" / "notebook.log").read_text()
-    assert "'scope': 'layerwise'" in log and "'rate': 0.3" in log
-    second = start_study(tmp_path / "results", standins, "--seeds", "0,1", "-p", "rate", "0.3")
+    for setting, method, seed in itertools.product(("all_in_one", "derain"), METHODS, (0, 1)):
+        assert (root / setting / method / f"seed{seed}" / "summary.csv").is_file()
+    log = (root / "derain" / "MIR-L-LW" / "seed1" / "notebook.log").read_text()
+    assert "'scope': 'layerwise'" in log and "'rate': 0.3" in log and "'setting': 'derain'" in log
+    for name, setting in (("05_mask_evolution", "all_in_one"), ("05_mask_evolution-derain", "derain")):
+        assert f"'setting': '{setting}'" in (root / "notebooks" / f"{name}.log").read_text()
+    second = start_study(tmp_path / "results", standins, *words)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
     assert out.splitlines()[-1].startswith("everything is done already; report: ")

@@ -208,7 +208,7 @@ def test_a_dense_round_is_no_ticket(played, smoke_results):
 
 
 def test_the_plan_knows_how_long_controls_take(played, case, monkeypatch):
-    chains = {chain.method: chain for chain in study.plan(case.settings, [0], played[0], controls=True)}
+    chains = {chain.method: chain for chain in study.plan([case.settings], [0], played[0], controls=True)}
     for name in controls.TRIALS:
         made = trial(case, name, monkeypatch)
         steps = made.training.get("steps", case.settings.steps) - made.training.get("first", 0)
