@@ -9,10 +9,24 @@ from typing import Any
 
 from mirl_study.settings import NetworkSettings, Settings, SettingsError, load_settings
 
-__all__ = ["Mask", "NetworkSettings", "Settings", "SettingsError", "build_network", "load_settings"]
+__all__ = [
+    "Mask",
+    "NetworkSettings",
+    "Settings",
+    "SettingsError",
+    "Ticket",
+    "build_network",
+    "load_released",
+    "load_settings",
+]
 __version__ = "0.1.0"
 
-_NEED_TORCH = {"Mask": "mirl_study.masks", "build_network": "mirl_study.network"}
+_NEED_TORCH = {
+    "Mask": "mirl_study.masks",
+    "Ticket": "mirl_study.tickets",
+    "build_network": "mirl_study.network",
+    "load_released": "mirl_study.released",
+}
 
 
 def __getattr__(name: str) -> Any:

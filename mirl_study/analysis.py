@@ -1,6 +1,5 @@
 """Finished runs and their masks in numbers: tidy frames, made from files, nothing is run again."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from mirl_study.settings import (
     profiles,
     read_settings,
 )
-from mirl_study.store import Run, results_root
+from mirl_study.store import Run, read_json, results_root
 
 FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"}
 SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
@@ -36,18 +35,6 @@ RUN = ["setting", "method", "seed"]  # what names a run
 IDENTITY = 1e-3  # dB: closer than this on every test image, and the network returns its input
 SAME_IMAGE = 0.05  # dB: further than this from the recorded score, and the data are not those of the run
 BLOCK = re.compile(r"(?P<stage>\w+?)(?:\.\d+)?\.(?P<part>(?:attn|ffn|norm\d)\..+)")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        SettingsError: naming the file, if it is not there or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from error
 
 
 def profile_folder(profile: str, results: Path | str | None = None) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from mirl_study.cli_data import data
+from mirl_study.cli_tickets import ticket
 from mirl_study.settings import SettingsError, nearest
 
 PARAMETER = click.option(
@@ -95,6 +96,7 @@ def doctor() -> None:
 
 
 cli.add_command(data)
+cli.add_command(ticket)
 
 
 @cli.command()

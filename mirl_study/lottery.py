@@ -14,12 +14,13 @@ import torch
 from mirl_study import criteria, evaluation, store
 from mirl_study.data import Bank, load_bank
 from mirl_study.machine import keep_memory
-from mirl_study.masks import Mask
+from mirl_study.masks import Mask, dense_mask
 from mirl_study.network import PromptIR, build_network, describe, fingerprint
 from mirl_study.progress import Progress
 from mirl_study.session import Session
 from mirl_study.settings import ONE_SHOT, Settings, choose
 from mirl_study.store import Run
+from mirl_study.tickets import Ticket
 from mirl_study.training import train
 
 REWIND_POINT = "rewind.safetensors"
@@ -73,6 +74,21 @@ class Round:
             network = rewound(self.run, self.index)
         self.mask.apply_(dict(network.named_parameters()))
         return network
+
+    @property
+    def ticket(self) -> Ticket:
+        """The round as a ticket, which stands alone: with what it started from, and its weights where they were kept.
+
+        Raises:
+            TicketError: naming the file, if the run's records are damaged or of another initialisation.
+        """
+        try:
+            start = rewound(self.run, self.index)
+        except (
+            FileNotFoundError
+        ):  # a copy of the records without tensors: the ticket then knows its start by hash alone
+            start = None
+        return Ticket.of(self.run, self.index, self.mask, self.scores, start)
 
 
 def default_device() -> torch.device:
@@ -317,13 +333,6 @@ def criterion_batches(bank: Bank, settings: Settings) -> list[tuple[torch.Tensor
     """Returns the batches that a criterion looks at; they are of a data order that no training uses."""
     size, patch = settings.batch_size, settings.patch_size
     return [bank.batch(size, patch, seed=settings.seed, order=2**32, step=step) for step in range(CRITERION_BATCHES)]
-
-
-def dense_mask(settings: Settings) -> Mask:
-    """Returns the mask of round 0, without a network's values."""
-    with torch.device("meta"):
-        network = PromptIR(settings.network)
-    return Mask.dense(network, norms=settings.prune_norms, unused=settings.prune_unused)
 
 
 def load_round(run: Run, index: int) -> Round:

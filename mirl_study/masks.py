@@ -1,14 +1,19 @@
 """Mask algebra: boolean tensors by parameter name, True = kept."""
 
+import dataclasses
+import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mirl_study.network import PRUNABLE_KINDS, describe
+from mirl_study.network import PRUNABLE_KINDS, PromptIR, describe
+from mirl_study.settings import PRESETS, Settings, choose
 
 
 class Mask(Mapping[str, Tensor]):
@@ -74,9 +79,39 @@ class Mask(Mapping[str, Tensor]):
         """Number of weights that are kept."""
         return sum(int(tensor.sum()) for tensor in self.values())
 
-    def density(self) -> float:
-        """Kept over prunable; 1 if nothing is prunable."""
-        return self.kept / self.size if self.size else 1.0
+    @overload
+    def density(self) -> float: ...
+    @overload
+    def density(self, by: str) -> dict[str, float]: ...
+    def density(self, by: str | None = None) -> float | dict[str, float]:
+        """Kept over prunable; 1 if nothing is prunable.
+
+        Args:
+            by: ``kind`` (``qkv``, ``depthwise`` ...) or ``layer``, for the density of each; the whole if not given.
+
+        Returns:
+            One number, or numbers by name, in the network's order.
+
+        Raises:
+            SettingsError: for an unknown ``by``.
+        """
+        if by is None:
+            return self.kept / self.size if self.size else 1.0
+        return {name: kept / size for name, (kept, size) in self.counts(by).items()}
+
+    def counts(self, by: str) -> dict[str, tuple[int, int]]:
+        """Counts (kept, prunable) by ``kind`` or ``layer``, in the network's order.
+
+        Raises:
+            SettingsError: for an unknown ``by``.
+        """
+        choose("by", by, ("kind", "layer"))
+        groups: dict[str, tuple[int, int]] = {}
+        for name, tensor in self.items():
+            group = kind_of(name) if by == "kind" else name.rpartition(".")[0]
+            kept, size = groups.get(group, (0, 0))
+            groups[group] = kept + int(tensor.sum()), size + tensor.numel()
+        return groups
 
     def densities(self) -> dict[str, float]:
         """Density by parameter name."""
@@ -174,3 +209,27 @@ class Mask(Mapping[str, Tensor]):
         if not self._fits(other):
             raise ValueError("the masks are of different networks: names or shapes differ")
         return Mask({name: op(self[name], other[name]) for name in self})
+
+
+def dense_mask(settings: Settings) -> Mask:
+    """Returns the mask of round 0, without a network's values."""
+    with torch.device("meta"):
+        network = PromptIR(settings.network)
+    return Mask.dense(network, norms=settings.prune_norms, unused=settings.prune_unused)
+
+
+def kind_of(name: str) -> str:
+    """Returns what a parameter of a PromptIR of any size is for: widths and numbers of blocks do not change names.
+
+    Raises:
+        KeyError: if no PromptIR has a parameter of this name.
+    """
+    return _kinds()[re.sub(r"(?<=\.)\d+(?=\.)", "0", name)]
+
+
+@functools.cache
+def _kinds() -> dict[str, str]:
+    """Kinds by name, of the first block of each stage."""
+    with torch.device("meta"):
+        table = describe(PromptIR(dataclasses.replace(PRESETS["pico"], unused=True)))
+    return dict(zip(table["name"], table["kind"], strict=True))

@@ -87,6 +87,18 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        SettingsError: naming the file, if it is not there or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON, all or nothing."""
     with atomic(path) as temporary:
