@@ -16,6 +16,7 @@ from mirl_study import criteria, data, evaluation, load_settings, lottery
 from mirl_study.machine import keep_memory
 from mirl_study.masks import Mask
 from mirl_study.network import build_network
+from mirl_study.precision import forward_of
 from mirl_study.settings import Settings
 
 Run = Callable[[], np.ndarray]  # one run; returns what both sides must agree on, or nothing
@@ -26,17 +27,18 @@ def _network(side: str, settings: Settings) -> torch.nn.Module:
     return (build_network if side == "ours" else plain.build_network)(settings.network, SEED)
 
 
-def _step(side: str, settings: Settings, size: int, patch: int) -> Run:
+def _step(side: str, settings: Settings, size: int, patch: int, device: str = "cpu") -> Run:
     """One training step of the dense network: forward, backward, optimiser; it returns the loss."""
     if side == "ours":
         keep_memory()
-    network = _network(side, settings)
+    network = _network(side, settings).to(device)
+    forward = forward_of(network, settings) if side == "ours" else network
     generator = torch.Generator().manual_seed(SEED)
-    degraded, target = torch.rand(2, size, 3, patch, patch, generator=generator)
+    degraded, target = torch.rand(2, size, 3, patch, patch, generator=generator).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=side == "ours")
 
     def run() -> np.ndarray:
-        loss = F.l1_loss(network(degraded), target)
+        loss = F.l1_loss(forward(degraded), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -54,6 +56,27 @@ def step_laptop(side: str) -> Run:
     """Training step, network of `laptop`, its batch and patch."""
     settings = load_settings("laptop")
     return _step(side, settings, settings.batch_size, settings.patch_size)
+
+
+def step_gpu(side: str) -> Run:
+    """Training step on a GPU, network `paper`, batch of 8, 64x64: bf16 and compiled, against eager float32."""
+    return _step(side, load_settings("paper", precision="bf16", compile=True), 8, 64, "cuda")
+
+
+def images_gpu(side: str) -> Run:
+    """100 images of 321x481 (as many as in Rain100L) restored and scored on a GPU, or scored one by one on the CPU."""
+    network = _network(side, load_settings("paper")).to("cuda").eval()
+    clean, noisy = _pairs(100)
+
+    def run() -> np.ndarray:
+        rows = []
+        for a, b in zip(noisy, clean, strict=True):
+            restored = evaluation.restore(network, a[None].to("cuda"))
+            pair = (restored[0], b.to("cuda")) if side == "ours" else (restored[0].cpu(), b)
+            rows.append(_scores(side, *pair))
+        return np.array(rows)
+
+    return run
 
 
 def forward_paper(side: str) -> Run:
@@ -137,22 +160,28 @@ def metrics(side: str) -> Run:
     """PSNR and SSIM of 20 images of 321x481, against scikit-image one by one."""
     if side == "ours":
         keep_memory()
-    generator = torch.Generator().manual_seed(SEED)
-    clean = torch.rand(20, 3, 321, 481, generator=generator)
-    noisy = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    clean, noisy = _pairs(20)
 
     def run() -> np.ndarray:
-        rows = []
-        for a, b in zip(noisy, clean, strict=True):
-            if side == "ours":
-                rows.append((evaluation.psnr(a[None], b[None]).item(), evaluation.ssim(a[None], b[None]).item()))
-                continue
-            one, other = a.permute(1, 2, 0).numpy(), b.permute(1, 2, 0).numpy()
-            ssim = structural_similarity(one, other, channel_axis=-1, data_range=1)
-            rows.append((peak_signal_noise_ratio(other, one, data_range=1), ssim))
-        return np.array(rows)
+        return np.array([_scores(side, a, b) for a, b in zip(noisy, clean, strict=True)])
 
     return run
+
+
+def _pairs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean and noisy images of 321x481."""
+    generator = torch.Generator().manual_seed(SEED)
+    clean = torch.rand(count, 3, 321, 481, generator=generator)
+    return clean, (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+
+
+def _scores(side: str, image: torch.Tensor, clean: torch.Tensor) -> tuple[float, float]:
+    """PSNR and SSIM of one image."""
+    if side == "ours":
+        return evaluation.psnr(image[None], clean[None]).item(), evaluation.ssim(image[None], clean[None]).item()
+    one, other = image.permute(1, 2, 0).numpy(), clean.permute(1, 2, 0).numpy()
+    ssim = structural_similarity(one, other, channel_axis=-1, data_range=1)
+    return peak_signal_noise_ratio(other, one, data_range=1), ssim
 
 
 def chain_bytes(side: str, weights: bool = False) -> int:
@@ -178,4 +207,7 @@ def chain_bytes(side: str, weights: bool = False) -> int:
     return total + kept * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
-TIMED = {row.__name__: row for row in (batches, step_paper, forward_paper, step_laptop, prune_rewind, metrics)}
+TIMED = {
+    row.__name__: row
+    for row in (batches, step_paper, forward_paper, step_laptop, prune_rewind, metrics, step_gpu, images_gpu)
+}

@@ -216,6 +216,9 @@ class Settings:
         rewind_step: the step of the dense round that is gone back to; 0 is the initialisation.
         prune_norms: whether LayerNorm gains are prunable.
         prune_unused: whether the unused convolutions are prunable.
+        precision: of the training's forward and backward pass: ``float32``, or ``bf16`` (autocast; weights, optimiser
+            and evaluation stay float32).
+        compile: whether torch.compile makes the training's kernels (with CUDA graphs on a GPU); it rounds otherwise.
         drop_overlap: whether training images that show the background of a test image are left out.
         fine_tune: steps of a one-shot baseline's fine-tuning, as a fraction of ``steps``.
         fine_tune_lr: its peak learning rate (the paper does not state one).
@@ -245,6 +248,8 @@ class Settings:
     clip_norm: float = 0.0
     augmentation: str = "flips"
     noise_rounding: str = "round"
+    precision: str = "float32"
+    compile: bool = False
     drop_overlap: bool = True
     rounds: int = 15
     rate: float = 0.2
@@ -274,6 +279,7 @@ class Settings:
         choose("schedule", self.schedule, ("step", "epoch"))
         choose("augmentation", self.augmentation, ("flips", "dihedral"))
         choose("noise_rounding", self.noise_rounding, ("round", "truncate", "none"))
+        choose("precision", self.precision, ("float32", "bf16"))
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         for name in ("steps", "batch_size", "rounds", "validate_every", "epochs", "ticket_round"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

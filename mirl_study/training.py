@@ -12,6 +12,7 @@ from mirl_study import stopping
 from mirl_study.checkpoint import Checkpoints, Standing
 from mirl_study.data import Bank
 from mirl_study.masks import Mask
+from mirl_study.precision import forward_of
 from mirl_study.settings import Settings
 
 VALIDATION_BATCHES = 3  # so that, with balanced batches of 8, each task is seen
@@ -85,6 +86,7 @@ def train(
     factors = [keep.to(torch.float32) for keep in kept.values()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=settings.weight_decay, fused=True)
     network.train()
+    forward = forward_of(network, settings)
     with torch.no_grad():
         _multiply(weights, factors)
 
@@ -104,7 +106,7 @@ def train(
             degraded, target = bank.batch(
                 settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
             )
-            restored = network(degraded)
+            restored = forward(degraded)
             loss = F.l1_loss(restored, target)
             optimizer.zero_grad()
             loss.backward()

@@ -23,12 +23,19 @@ def test_rows_are_measured_by_turns_and_kept(tmp_path, monkeypatch):
     assert len(kept["measured"]["metrics"]["runs"]["ours"]) == len(kept["measured"]["metrics"]["runs"]["plain"]) == 2
     assert kept["facts"]["floor"]["step_paper_gflop"] == pytest.approx(518, rel=0.01)
     text = record.with_suffix(".md").read_text()
-    assert text.count("not measured:") >= 3 and "scikit-image" in text
+    assert "scikit-image" in text
+    assert text.count("for there was no GPU") == (0 if torch.cuda.is_available() else 3)
 
 
 def test_an_unknown_row_is_named():
     with pytest.raises(SettingsError, match="did you mean 'batches'"):
         bench.bench(["bathces"], 1, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_row_that_needs_a_gpu_says_so_and_is_never_made_up():
+    with pytest.raises(SettingsError, match="rows='step_gpu' needs a GPU"):
+        bench.bench(["step_gpu"], 1, 1)
 
 
 def test_both_sides_prune_alike_and_go_back_to_the_same_start():
