@@ -2,6 +2,7 @@
 PROFILE ?= laptop
 PYTHON  ?= python3
 CORES   ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+SETTINGS ?= all_in_one
 SEEDS   ?= 0
 TORCH   ?= 2.13.0
 PYTEST_ARGS ?=
@@ -13,24 +14,30 @@ READY := .venv/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME  # .venv must not see another copy of the package
 
-.PHONY: help setup study controls test test-slow lab lint lock reference clean
+.PHONY: help setup study plan controls test test-slow test-cluster lab lint lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
-	@echo "variables: PROFILE=$(PROFILE) CORES=$(CORES) SEEDS=$(SEEDS) PYTHON=$(PYTHON) PYTEST_ARGS LAB_ARGS"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@echo "variables: PROFILE=$(PROFILE) SETTINGS=$(SETTINGS) SEEDS=$(SEEDS) CORES=$(CORES) PYTHON=$(PYTHON) PYTEST_ARGS LAB_ARGS"
 
 study: $(READY)  ## the whole study in batch, with progress; goes on where it was stopped
-	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES)
+	@$(BIN)/mirl study --profile $(PROFILE) --settings $(SETTINGS) --seeds $(SEEDS) --cores $(CORES)
+
+plan: $(READY)  ## what the study would take: chains, time by a few measured steps, disk
+	@$(BIN)/mirl plan --profile $(PROFILE) --settings $(SETTINGS) --seeds $(SEEDS) --cores $(CORES)
 
 controls: $(READY)  ## the study with the controls of its ticket: was it luck?
-	@$(BIN)/mirl study --profile $(PROFILE) --seeds $(SEEDS) --cores $(CORES) --controls
+	@$(BIN)/mirl study --profile $(PROFILE) --settings $(SETTINGS) --seeds $(SEEDS) --cores $(CORES) --controls
 
 test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-cluster: $(READY)  ## a tiny grid on a SLURM of its own, where root and apt allow
+	@PYTHON="$(CURDIR)/$(BIN)/python" tests/cluster/slurm.sh
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks

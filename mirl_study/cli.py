@@ -158,7 +158,7 @@ def plan(
     runner.check_folders(studies, numbers, results)
     cost = planning.measure(studies)
     made = planning.jobs(studies, numbers, cost, results, controls)
-    words = planning.in_words(made, cost, cores or os.cpu_count() or 1, results)
+    words = planning.in_words(made, cost, runner.at_a_time(cores or os.cpu_count() or 1), results)
     click.echo("\n".join([*planning.as_text(made), "", *words]))
 
 

@@ -19,12 +19,14 @@ import filelock
 import psutil
 from tqdm import tqdm
 
+from mirl_study.lease import devices
 from mirl_study.running import STUDY_PID, cast, settings_and_overrides
 from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, SETTINGS, Settings, SettingsError, setting_names
 from mirl_study.store import Run, check_writable, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
+TRAINING = ("dense", "one_shot", "lottery", "control")  # rules of the Snakefile
 REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
 BINARY = (".npz", ".png")
 
@@ -155,6 +157,11 @@ def check_folders(studies: Sequence[Settings], seeds: Sequence[int], results: Pa
             for method in METHODS:
                 own = settings.replace(seed=seed, scope=LOTTERY.get(method, settings.scope))
                 Run(own, method, results).belongs()
+
+
+def at_a_time(cores: int) -> int:
+    """How many chains run at a time on so many cores: no more than there are GPUs, if there is any."""
+    return min(cores, len(devices()) or cores)
 
 
 def span(chains: Sequence[Chain], work: Mapping[Path, float], cores: int) -> float:
@@ -313,13 +320,15 @@ def run_study(
     words = f"--cores {cores} --nolock --rerun-incomplete --rerun-triggers mtime input --scheduler greedy --nocolor"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "workflow" / "Snakefile")]
     command += ["--directory", str(folder), *words.split()]
+    if gpus := len(devices()):  # Snakemake counts them; which one a chain gets, its lease says
+        command += ["--resources", f"gpu={gpus}", "--set-resources", *(f"{rule}:gpu=1" for rule in TRAINING)]
     command += ["--config", *(f"{name}={json.dumps(value)}" for name, value in config.items())]
     with _only_study(folder), log.open("ab") as out, _signals_interrupt():
         start = out.tell()
         environment = {**os.environ, STUDY_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         child = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
         try:
-            _watch(child, plan(studies, seeds, results, controls), cores)
+            _watch(child, plan(studies, seeds, results, controls), at_a_time(cores))
         finally:
             _stop(child)
     if child.returncode:

@@ -79,6 +79,7 @@ BAD_RUNS = {
     "unknown option": (("--outptu", "x.ipynb"), ("'--outptu'", "did you mean '--output'")),
     "half a parameter": (("-p", "seed"), ("-p",)),
     "negative time": (("--cell-timeout", "-1"), ("--cell-timeout",)),
+    "unknown kernel": (("--kernel", "pyton3"), ("kernel='pyton3'", "did you mean 'python3'")),
 }
 
 
@@ -160,6 +161,45 @@ def test_help_comes_without_arguments(capsys):
     assert code == 0 and "study" in out and "doctor" in out
 
 
+@pytest.mark.parametrize("text", ["3", "0,1", "{a: 1}", "reinit", "'[0]'", ""])
+def test_a_list_must_be_a_list(text, tmp_path):
+    notebook = write_notebook(tmp_path / "a.ipynb", parameters="seeds: list = [0]")
+    with pytest.raises(SettingsError, match="a list, as"):
+        running.check_parameters(notebook, [("seeds", text)])
+    assert running.check_parameters(notebook, [("seeds", "[1, 2]")]) == {"seeds": [1, 2]}
+
+
+def register(folder: Path, name: str, argv: list[str], language: str = "python") -> None:
+    spec = folder / "kernels" / name
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": language}))
+
+
+def test_the_kernel_is_the_one_asked_for_or_this_python_unless_another_can_use_the_gpu(tmp_path, monkeypatch):
+    register(tmp_path, "torch-CUDA", ["/bin/false"])
+    register(tmp_path, "julia-gpu", ["/bin/false"], "julia")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setattr(running, "_gpu_unused", lambda: False)
+    assert running.find_kernel() == "" and running.find_kernel("torch-cuda") == "torch-cuda"
+    with pytest.raises(SettingsError, match="kernel='julia-gpu' is not one of"):
+        running.find_kernel("julia-gpu")
+    monkeypatch.setattr(running, "_gpu_unused", lambda: True)
+    assert running.find_kernel() == "torch-cuda"
+
+
+def test_a_registered_kernel_runs_and_is_named_in_the_log_and_in_the_way_on(tmp_path, monkeypatch, capsys):
+    argv = ["env", "MARK=yes", sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    register(tmp_path, "marked", argv)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    cells = ("import os; print('mark', os.environ['MARK'], os.environ['CUDA_VISIBLE_DEVICES'])", "1 / 0")
+    notebook, output = write_notebook(tmp_path / "a.ipynb", *cells), tmp_path / "out.ipynb"
+    code, _, err = mirl(capsys, "run", notebook, "--kernel", "marked", "--lease", "--output", output)
+    log = output.with_suffix(".log").read_text()
+    assert code == 1 and "mark yes 4" in log and "kernel: marked; CUDA_VISIBLE_DEVICES='4'" in log
+    assert "--kernel marked --lease" in err.splitlines()[-1]
+
+
 def test_parameters_get_the_type_of_their_defaults(notebook):
     given = [("seed", "3"), ("profile", "smoke"), ("rate", "3e-1"), ("prune_norms", "true"), ("keep_weights", "[0, 1]")]
     expected = {"rate": 0.3, "prune_norms": True, "keep_weights": [0, 1]}
@@ -187,6 +227,7 @@ def test_a_run_executes_in_this_interpreter_even_if_another_kernel_has_the_same_
     assert (code, out.strip(), err) == (0, str(output), "")
     log = output.with_suffix(".log").read_text()
     assert json.dumps([sys.executable, 7, {"rounds": 3}]) in log and "finished" in log
+    assert f"kernel: this Python, {sys.executable}; CUDA_VISIBLE_DEVICES" in log
     assert nbformat.read(output, as_version=4).metadata.papermill.exception is None
     assert sorted(path.name for path in output.parent.iterdir()) == ["out.ipynb", "out.log"]
 
@@ -423,7 +464,8 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins, tmp_path):
+def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")  # as if there were two GPUs: each chain gets one
     words = ("--settings", "all_in_one,derain", "--seeds", "0,1", "-p", "rate", "0.3")
     first = start_study(tmp_path / "results", standins, *words)
     out, err = first.communicate(timeout=300)
@@ -434,6 +476,7 @@ def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins,
         assert (root / setting / method / f"seed{seed}" / "summary.csv").is_file()
     log = (root / "derain" / "MIR-L-LW" / "seed1" / "notebook.log").read_text()
     assert "'scope': 'layerwise'" in log and "'rate': 0.3" in log and "'setting': 'derain'" in log
+    assert "CUDA_VISIBLE_DEVICES='4'" in log or "CUDA_VISIBLE_DEVICES='7'" in log
     for name, setting in (("05_mask_evolution", "all_in_one"), ("05_mask_evolution-derain", "derain")):
         assert f"'setting': '{setting}'" in (root / "notebooks" / f"{name}.log").read_text()
     second = start_study(tmp_path / "results", standins, *words)

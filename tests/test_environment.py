@@ -47,8 +47,9 @@ def test_the_lock_covers_every_dependency_within_its_bounds(requirement, lock):
     assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
 
 
-def test_the_tests_bring_what_fetching_data_needs():
-    assert set(PROJECT["optional-dependencies"]["data"]) <= set(PROJECT["optional-dependencies"]["test"])
+@pytest.mark.parametrize("extra", ["data", "slurm"])
+def test_the_tests_bring_what_they_need_of_the_other_extras(extra):
+    assert set(PROJECT["optional-dependencies"][extra]) <= set(PROJECT["optional-dependencies"]["test"])
 
 
 def test_every_dependency_has_a_lower_bound():

@@ -71,6 +71,12 @@ def test_the_bound_on_time_is_the_longest_way_or_all_the_work():
     assert study.span([chain for chain in chains if chain.method != "dense"], {**work}, 100) == 10
 
 
+@pytest.mark.parametrize(("visible", "cores", "expected"), [("", 8, 8), ("0,1", 8, 2), ("0,1", 1, 1), ("-1", 3, 3)])
+def test_chains_at_a_time_are_bounded_by_gpus_if_there_are_any(visible, cores, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert study.at_a_time(cores) == expected
+
+
 def test_what_was_measured_goes_by_the_pixels_of_the_test_images():
     settings = load_settings("smoke")
     cost = planning.measure([settings, settings.replace(setting="derain")], "cpu")

@@ -1,0 +1,73 @@
+"""The Snakefile by itself: its profiles can be read, and the graph has the jobs that it should."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mirl_study.settings import CONTROLS
+from mirl_study.store import project_root
+from mirl_study.study import TRAINING
+
+WORKFLOW = project_root() / "workflow"
+PROFILES = sorted(path.parent.name for path in WORKFLOW.glob("profiles/*/config.yaml"))
+
+
+def dry_run(folder: Path, *words: str, config: tuple[str, ...] = ()) -> tuple[int, str]:
+    command = [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW / "Snakefile"), "--dry-run", "--quiet", "rules"]
+    command += [
+        *words,
+        "--directory",
+        str(folder),
+        "--config",
+        "profile=smoke",
+        f"results={folder / 'results'}",
+        *config,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(project_root())}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=120
+    )
+    return done.returncode, done.stdout
+
+
+def counts(said: str) -> dict[str, int]:
+    return {name: int(number) for name, number in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+
+
+def test_every_profile_gives_a_gpu_to_what_trains_and_nothing_else():
+    assert PROFILES == ["gpus", "kubernetes", "local", "slurm"]
+    rules = set(re.findall(r"^rule (\w+):", (WORKFLOW / "Snakefile").read_text(), re.MULTILINE))
+    assert set(TRAINING) < rules
+    for name in ("gpus", "kubernetes", "slurm"):
+        profile = yaml.safe_load((WORKFLOW / "profiles" / name / "config.yaml").read_text())
+        assert {entry.split(":")[0] for entry in profile["set-resources"] if entry.endswith("gpu=1")} == set(TRAINING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["local", "gpus", "slurm"])
+def test_a_profile_is_understood(profile, tmp_path):
+    code, said = dry_run(tmp_path, "--profile", str(WORKFLOW / "profiles" / profile))
+    expected = {"data": 1, "dense": 1, "one_shot": 1, "lottery": 2, "masks": 1, "report": 1, "all": 1, "total": 8}
+    assert code == 0 and counts(said) == expected, said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+def test_the_graph_has_every_setting_seed_and_control(tmp_path):
+    words = ("--cores", "2")
+    code, said = dry_run(tmp_path, *words, config=("settings=derain,dehaze", "seeds=0,1,2", "controls=2"))
+    names = sum(len(group) for group in CONTROLS.values())
+    expected = {"data": 1, "dense": 6, "one_shot": 6, "lottery": 12, "masks": 2, "report": 1, "all": 1}
+    expected |= {"control": 6 * names, "controls": 2}
+    assert code == 0 and counts(said) == expected | {"total": sum(expected.values())}, said
+
+
+@pytest.mark.slow
+def test_an_unknown_setting_is_named(tmp_path):
+    code, said = dry_run(tmp_path, "--cores", "2", config=("settings=deran",))
+    assert code == 1 and "setting='deran'" in said and "did you mean 'derain'" in said
