@@ -86,6 +86,7 @@ class Checkpoints:
         Returns:
             Where to go on.
         """
+        self.began = time.perf_counter()
         for path, otherwise in ((self.path, "goes on from the one before"), (self.former, "starts again")):
             if not path.is_file():
                 continue

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from mirl_study import criteria, evaluation, store
+from mirl_study.distributed import train
 from mirl_study.lottery import (
     Bench,
     Round,
@@ -32,7 +33,6 @@ from mirl_study.progress import Progress
 from mirl_study.session import Session
 from mirl_study.settings import CONTROLS, LOTTERY, NetworkSettings, Settings, SettingsError, choose
 from mirl_study.store import Run
-from mirl_study.training import train
 
 SYNFLOW_CUTS = 100  # at initialisation SynFlow prunes little by little, as its authors do, or whole layers go
 

@@ -13,6 +13,7 @@ import torch
 
 from mirl_study import criteria, evaluation, store
 from mirl_study.data import Bank, load_bank
+from mirl_study.distributed import check, train
 from mirl_study.machine import keep_memory
 from mirl_study.masks import Mask, dense_mask
 from mirl_study.network import PromptIR, build_network, describe, fingerprint
@@ -21,7 +22,6 @@ from mirl_study.session import Session
 from mirl_study.settings import ONE_SHOT, Settings, choose
 from mirl_study.store import Run
 from mirl_study.tickets import Ticket
-from mirl_study.training import train
 
 REWIND_POINT = "rewind.safetensors"
 CARRIED = "round{:02d}/carried.safetensors"
@@ -109,6 +109,7 @@ class Bench:
         """Decodes the three splits onto a device; a GPU if there is one and none is named."""
         keep_memory()
         place = torch.device(device) if device else default_device()
+        check(settings, place)
         return cls(*(load_bank(settings, split, store.project_root(), place) for split in ("train", "val", "test")))
 
     @property

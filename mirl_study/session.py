@@ -39,7 +39,7 @@ class Session:
         with self.run.alone():
             self.since = time.perf_counter()
             self.meter.skip()
-            self.facts = self.facts or store.provenance(self.device)
+            self.facts = self.facts or {**store.provenance(self.device), "devices": self.run.settings.devices}
             try:
                 yield
             finally:

@@ -226,6 +226,7 @@ class Settings:
         ticket_round: the round whose ticket the controls are played against.
         keep_weights: rounds of which the trained weights are kept.
         checkpoint_every: seconds between two checkpoints of a training, at least; 0 is one after every step.
+        devices: that train one network together, each with its share of every batch; results differ by rounding alone.
     """
 
     profile: str = "laptop"
@@ -267,6 +268,7 @@ class Settings:
     ticket_round: int = 12
     keep_weights: tuple[int, ...] = (0, 15)
     checkpoint_every: float = 60.0
+    devices: int = 1
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -281,8 +283,10 @@ class Settings:
         choose("noise_rounding", self.noise_rounding, ("round", "truncate", "none"))
         choose("precision", self.precision, ("float32", "bf16"))
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
-        for name in ("steps", "batch_size", "rounds", "validate_every", "epochs", "ticket_round"):
+        for name in ("steps", "batch_size", "rounds", "validate_every", "epochs", "ticket_round", "devices"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        equal = self.batch_size % self.devices == 0
+        _require(equal, "devices", self.devices, f"a divisor of batch_size ({self.batch_size})")
         warm = 0 <= self.warmup_steps < self.steps
         _require(warm, "warmup_steps", self.warmup_steps, f"0 to less than steps ({self.steps})")
         patch = self.patch_size >= 16 and self.patch_size % 8 == 0
@@ -353,11 +357,11 @@ class Settings:
         """The settings that can change the results of ``method``, in plain types.
 
         What is left out may differ without a difference in the results: names of profile and protocol, how many rounds
-        follow, what is kept and how often, where the images lie (their fingerprint decides) and, for the dense network,
-        how it will be pruned.
+        follow, what is kept and how often, how many devices share the work, where the images lie (their fingerprint
+        decides) and, for the dense network, how it will be pruned.
         """
         free = {"profile", "protocol", "rounds", "ticket_round", "data", "drop_overlap"}
-        free |= {"keep_weights", "checkpoint_every"}
+        free |= {"keep_weights", "checkpoint_every", "devices"}
         rounds = {"scope", "rate", "densities", "output_rate", "criterion", "count", "rewind", "rewind_step"}
         prunable = {"prune_norms", "prune_unused"}
         tuning = {"fine_tune", "fine_tune_lr"}

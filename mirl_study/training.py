@@ -14,7 +14,10 @@ from mirl_study.data import Bank
 from mirl_study.masks import Mask
 from mirl_study.precision import forward_of
 from mirl_study.settings import Settings
+from mirl_study.team import Team
 
+ALONE = Team()
+HISTORY = ["step", "lr", "loss", "val_loss"]
 VALIDATION_BATCHES = 3  # so that, with balanced batches of 8, each task is seen
 
 
@@ -51,6 +54,7 @@ def train(
     order: int = 0,
     on_step: Callable[[int, float], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    team: Team = ALONE,
 ) -> pd.DataFrame:
     """Trains the kept weights in place; those that are not kept are and stay exactly zero.
 
@@ -66,14 +70,15 @@ def train(
         on_step: called with the steps done and the last loss known, for progress.
         checkpoints: to go on from, and to write. A request to stop (Ctrl-C, SIGTERM) waits for the end of its step, and
             for a checkpoint.
+        team: who trains; see ``distributed.train``.
 
     Returns:
         A row for each look (every ``validate_every`` steps and at the end): ``step``, ``lr``, ``loss`` (mean L1 since
         the last look) and ``val_loss``.
 
     Raises:
-        Diverged: naming the first step whose loss is not finite, and the tasks; noticed at a look, or before a
-            checkpoint. Checkpoints stay as they are.
+        Diverged: at a look, naming the first step whose loss is not finite, and the tasks. The last checkpoint is from
+            before that step.
     """
     steps, warmup, lr = steps or settings.steps, settings.warmup_steps if warmup is None else warmup, lr or settings.lr
     stop = stop or steps
@@ -86,7 +91,6 @@ def train(
     factors = [keep.to(torch.float32) for keep in kept.values()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=settings.weight_decay, fused=True)
     network.train()
-    forward = forward_of(network, settings)
     with torch.no_grad():
         _multiply(weights, factors)
 
@@ -94,18 +98,19 @@ def train(
         return learning_rate(step * ticks // steps, **schedule)
 
     at = Standing(first, torch.zeros((), device=device))
-    watch = Watch(settings.batch_size, device)
+    watch, forward = Watch(settings.batch_size // team.size, device), forward_of(team.join(network), settings)
     if checkpoints:
         at = checkpoints.load(at, network, optimizer)
         if at.step > first and on_step:
             on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
-    with stopping.postponed() as asked:
+    with stopping.postponed(wanted=team.rank == 0) as asked:
         for step in range(at.step, stop):
             rate = rate_at(step)
             optimizer.param_groups[0]["lr"] = rate
             degraded, target = bank.batch(
                 settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
             )
+            degraded, target = team.share(degraded), team.share(target)
             restored = forward(degraded)
             loss = F.l1_loss(restored, target)
             optimizer.zero_grad()
@@ -116,29 +121,30 @@ def train(
                     nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
                 optimizer.step()
                 _multiply(weights, factors)
+                loss = team.mean(loss.detach())
                 at.loss += loss
-                watch.see(step, restored, target)
+                watch.see(step, loss, restored, target)
             at.step, at.since = step + 1, at.since + 1
             look = at.step % settings.validate_every == 0 or at.step == stop
-            keep = checkpoints and (at.step == stop or asked or checkpoints.due())
-            if (look or keep) and (bad := watch.first()) is not None:
-                names = bank.tasks(settings.batch_size, bad)
-                tasks = dict.fromkeys(name for name, hit in zip(names, watch.patches.tolist(), strict=True) if hit)
-                raise Diverged(
-                    f"the loss is no finite number at step {bad + 1} of {steps}, for {', '.join(tasks)} "
-                    f"(learning rate {rate_at(bad):.2e}): a lower lr may help"
-                )
+            keep = checkpoints and team.rank == 0 and (at.step == stop or asked or checkpoints.due())
             if look:
+                if (bad := watch.first()) is not None:
+                    hits = zip(bank.tasks(settings.batch_size, bad), team.gather(watch.patches).tolist(), strict=True)
+                    raise Diverged(
+                        f"the loss is no finite number at step {bad + 1} of {steps}, for "
+                        f"{', '.join(dict.fromkeys(task for task, hit in hits if hit))} "
+                        f"(learning rate {rate_at(bad):.2e}): a lower lr may help"
+                    )
                 mean = float(at.loss) / at.since
-                seen = validation_loss(network, validation, settings) if validation else math.nan
+                seen = validation_loss(network, validation, settings) if validation and not team.rank else math.nan
                 at.rows.append((at.step, rate, mean, seen))
                 at.loss, at.since = torch.zeros_like(at.loss), 0
-            if checkpoints and keep:
+            if checkpoints and keep and watch.first() is None:
                 checkpoints.save(at, network, optimizer)
             if on_step:
                 on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
             asked.deliver()
-    return pd.DataFrame(at.rows, columns=["step", "lr", "loss", "val_loss"])
+    return pd.DataFrame(at.rows, columns=HISTORY)
 
 
 class Watch:
@@ -148,12 +154,11 @@ class Watch:
         self.step = torch.full((), -1, device=device)
         self.patches = torch.zeros(size, dtype=torch.bool, device=device)
 
-    def see(self, step: int, restored: torch.Tensor, target: torch.Tensor) -> None:
-        """Looks at what a step has restored, (B, 3, H, W)."""
-        bad = ~(restored - target).abs().sum((1, 2, 3)).isfinite()
-        now = bad.any() & (self.step < 0)
+    def see(self, step: int, loss: torch.Tensor, restored: torch.Tensor, target: torch.Tensor) -> None:
+        """Looks at the loss of a step and what it has restored, (B, 3, H, W)."""
+        now = ~loss.isfinite() & (self.step < 0)
         self.step = torch.where(now, step, self.step)
-        self.patches |= bad & now
+        self.patches |= ~(restored - target).abs().sum((1, 2, 3)).isfinite() & now
 
     def first(self) -> int | None:
         """Returns that step, from 0, if there was one; this is what waits for the device."""
