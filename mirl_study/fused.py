@@ -2,8 +2,8 @@
 
 Autograd keeps every intermediate value and joins the gradients of q, k and v (and of gate and value) by copying them.
 Here what enters a half is kept, what enters its depth-wise convolution, and what leaves that unless it is large; the
-backward pass computes the cheap rest again and writes each part where it belongs. Where derivatives of derivatives are wanted (GraSP), and under
-autocast or a compiler, which have rules of their own, the definition is what runs.
+backward pass computes the cheap rest again and writes each part where it belongs. Where derivatives of derivatives are
+wanted (GraSP), and under autocast or a compiler, which have rules of their own, the definition is what runs.
 """
 
 import functools
