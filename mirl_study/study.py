@@ -18,6 +18,7 @@ import filelock
 import psutil
 from tqdm import tqdm
 
+from mirl_study import trained
 from mirl_study.running import STUDY_PID
 from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, Settings
 from mirl_study.store import Run, project_root, results_root
@@ -25,6 +26,7 @@ from mirl_study.store import Run, project_root, results_root
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
 REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
+REFERENCE += tuple(f"{name}.csv" for name in trained.TABLES)
 
 
 class StudyFailed(RuntimeError):
@@ -294,7 +296,12 @@ def keep_reference(profile: str, results: Path | str | None = None) -> tuple[Pat
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
     part = target.with_name(f".{profile}.part")
     shutil.rmtree(part, ignore_errors=True)
-    files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
+    files = [
+        path
+        for run in runs
+        for path in [*run.glob("*"), *run.glob("round*/*")]
+        if path.name in REFERENCE or path.suffix == ".png"
+    ]
     files += [path for path in (source / "report").rglob("*") if path.is_file()]
     for path in files:
         copy = part / path.relative_to(source)
