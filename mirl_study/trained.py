@@ -86,7 +86,7 @@ def record(folder: Path, bank: Bank, pictures: bool = True) -> bool:
     for name, table in sorted(
         tables.items(), key=lambda item: item[0] == "survivors"
     ):  # last: it says that all is there
-        write_csv(folder / f"{name}.csv", table[TABLES[name]].round(6))
+        write_csv(folder / f"{name}.csv", table[TABLES[name]].round(8))
     return True
 
 

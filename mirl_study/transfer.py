@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from mirl_study import store
-from mirl_study.analysis import FAMILIES, by_task, dense_folder, read_json
+from mirl_study.analysis import by_task, dense_folder, read_json
 from mirl_study.lottery import Bench, Round, load_round, train_and_score
 from mirl_study.network import build_network
 from mirl_study.progress import Progress
 from mirl_study.settings import LOTTERY, SETTINGS, SettingsError, choose, profiles
+from mirl_study.similarity import PAPERS
 from mirl_study.store import Run, results_root
 
 COLUMNS = ["to", "from", "method", "seed", "round", "task", "psnr", "input_psnr", "delta", "density", "folder"]
@@ -135,7 +136,7 @@ def in_words(transfers: pd.DataFrame) -> list[str]:
     return told
 
 
-def missing(transfers: pd.DataFrame, settings: tuple[str, ...] = ("all_in_one", *FAMILIES)) -> list[str]:
+def missing(transfers: pd.DataFrame, settings: tuple[str, ...] = PAPERS) -> list[str]:
     """Lists the pairs of settings that no transfer is of, as ``from -> to``."""
     there = set(zip(transfers["from"], transfers.to, strict=True))
     return [f"{a} -> {b}" for a in settings for b in settings if a != b and (a, b) not in there]
