@@ -314,5 +314,6 @@ def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index
         f"{core['share']:.1%} of what one keeps; by chance it would be {core['chance']:.1%}.",
         f"Two of them have an IoU of {pairs.iou.min():.3f} to {pairs.iou.max():.3f}, by chance "
         f"{pairs.chance.min():.3f} to {pairs.chance.max():.3f}; with the mask that keeps what was largest at "
-        f"initialisation, it is {first.iou.min():.3f} to {first.iou.max():.3f}: what the settings share beyond that, training has chosen.",
+        f"initialisation, it is {first.iou.min():.3f} to {first.iou.max():.3f}: what the settings share beyond that, "
+        "training has chosen.",
     ]

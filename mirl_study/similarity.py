@@ -72,9 +72,9 @@ def pair(a: Packed, b: Packed) -> dict[str, float]:
     if a.names != b.names or not np.array_equal(a.sizes, b.sizes):
         raise ValueError("the masks are of different networks: names or shapes differ")
     both = int(BITS[a.bits & b.bits].sum(dtype=np.int64))
-    shares, others = a.kept / a.sizes, b.kept / b.sizes
-    expected = float((a.sizes * shares * others).sum())
-    spread = a.sizes * shares * (1 - shares) * others * (1 - others) * a.sizes / np.maximum(a.sizes - 1, 1)
+    expected = float((a.kept * b.kept / a.sizes).sum())
+    open_a, open_b = (mask.kept / mask.sizes * (1 - mask.kept / mask.sizes) for mask in (a, b))
+    spread = open_a * open_b * (a.sizes.astype(float) ** 2 / np.maximum(a.sizes - 1, 1))
     deviation = float(spread.sum()) ** 0.5
     total = int(a.kept.sum() + b.kept.sum())
     iou, chance = (part / (total - part) if total > part else 1.0 for part in (both, expected))

@@ -224,7 +224,7 @@ def mosaic(
         for axis, index in zip(axes, rounds, strict=False):
             tile = tiles[index].T if turned else tiles[index]
             works = live[index][f"{layer}.weight"].flatten(1).numpy() if live else tiles[index]
-            shade = (tile + (works.T if turned else works)) / 2
+            shade = (tile + (works.T if turned else works).astype(float)) / 2
             axis.imshow(shade, cmap="cividis", vmin=0, vmax=1, interpolation="none", aspect="auto")
             words = f"round {index}: {tile.sum():,} of {tile.size:,} kept" + (
                 f", {works.sum():,} effective" if live else ""
