@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from mirl_study import store
 from mirl_study.analysis import by_task, dense_folder, profile_folder, read_json
-from mirl_study.lottery import Bench, Round, load_round, train_and_score
+from mirl_study.lottery import Bench, Round, only_round, train_and_score
 from mirl_study.network import build_network
 from mirl_study.progress import Progress
+from mirl_study.session import Session
 from mirl_study.settings import LOTTERY, SETTINGS, SettingsError, choose
 from mirl_study.similarity import PAPERS
 from mirl_study.store import Run
@@ -57,15 +57,16 @@ def play(
     about = {"control": "transfer", "ticket_setting": source.setting, "ticket_round": ticket.index}
     about["ticket_mask"] = ticket.mask.fingerprint
     run = Run(settings, method, results, label(source.setting, method, ticket.index), about)
+    run.check_writable([1])
     bench = Bench.load(settings, device)
-    run.claim(bench.fingerprint, bench.device)
-    if not run.finished(1):
+
+    def play_it(session: Session) -> None:
         progress = Progress(run, 1, settings.steps, show=show)
         network = build_network(settings.network, settings.seed)
-        run.finish(1, *train_and_score(run, 1, ticket.mask, network, bench, progress))
+        run.finish(1, *train_and_score(session, 1, ticket.mask, network, bench, progress))
         progress.close()
-    store.write_summary(run.folder)
-    return load_round(run, 1)
+
+    return only_round(run, 1, bench, play_it)
 
 
 def label(setting: str, method: str, index: int) -> str:
