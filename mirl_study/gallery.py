@@ -163,11 +163,10 @@ def _pairs(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str]) 
     text = "The share of the weights that are left in each round, by kind of layer."
     yield Plate(figures.survival_curves(curves), "survival", "Which kinds of layers lose their weights", text)
     chain = masks[lotteries[0]]
-    rounds = [index for index in sorted(chain) if index % 3 == 0 and index] or sorted(chain)
-    live = {index: effective(chain[index], run.settings.network) for index in rounds[:6]}
+    live = {index: effective(mask, run.settings.network) for index, mask in chain.items()}
     layer = sparsest(chain)
     yield Plate(
-        figures.mosaic(chain, layer, rounds[:6], live),
+        figures.mosaic(chain, layer, live=live),
         "mosaic",
         f"One layer of {labels[lotteries[0]]}, weight by weight",
         "The layer that emptied first, or else the one that is emptiest in the last round.",

@@ -43,7 +43,7 @@ def restoration_panels(restorations: Sequence[Restoration], crop: int = 96) -> F
             axes[2 * place, 0].set_ylabel(item.task)
             axes[2 * place + 1, 0].set_ylabel("error")
         bar = figure.colorbar(seen, ax=axes, location="right", aspect=30, fraction=0.02, pad=0.01, extend="max")
-        bar.set_label("absolute error, mean over colours (images are in [0, 1])")
+        bar.set_label("absolute error (mean over colours)")
     return figure
 
 

@@ -195,7 +195,7 @@ def mosaic(
     Args:
         masks: by round.
         layer: its name, without ``.weight``.
-        rounds: which; up to six, spread over all, if not given.
+        rounds: which; up to six, spread over those up to the one in which the layer is empty, if not given.
         live: what ``effective.effective`` returned, by round; kept weights that are not in it are drawn half bright.
 
     Returns:
@@ -207,10 +207,12 @@ def mosaic(
     names = [name.removesuffix(".weight") for name in next(iter(masks.values()))]
     choose("layer", layer, names)
     there = sorted(masks)
+    empty = [index for index in there if not masks[index][f"{layer}.weight"].any()]
+    until = [index for index in there if not empty or index <= empty[0]]
     for index in rounds:
         if index not in masks:
             raise SettingsError(f"rounds={index!r} is not there: one of {', '.join(map(str, there))}")
-    rounds = list(rounds) or sorted({there[round(at)] for at in np.linspace(0, len(there) - 1, min(6, len(there)))})
+    rounds = list(rounds) or sorted({until[round(at)] for at in np.linspace(0, len(until) - 1, min(6, len(until)))})
     tiles = {index: masks[index][f"{layer}.weight"].flatten(1).numpy() for index in rounds}
     height, width = next(iter(tiles.values())).shape
     turned = height > width  # many units with few inputs, as in a depth-wise filter
