@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from mirl_study import evaluation
+from mirl_study.comparison import skeleton
 from mirl_study.data import Bank
 from mirl_study.lottery import default_device, dense_mask, load_round
 from mirl_study.masks import Mask
-from mirl_study.network import PromptIR, describe
+from mirl_study.network import describe
 from mirl_study.settings import (
     LOTTERY,
     METHODS,
     SETTINGS,
     TASKS,
+    ModelSettings,
     NetworkSettings,
     SettingsError,
     choose,
@@ -111,7 +113,8 @@ def open_run(folder: Path) -> Run:
     facts = read_json(folder / "run.json")
     settings = read_settings({"profile": facts["profile"], **facts["settings"]})
     control = facts.get("control")
-    run = Run(settings, facts["method"], folder.resolve().parents[4 if control else 3], control)
+    depth = 3 + bool(control) + 2 * isinstance(settings.network, ModelSettings)
+    run = Run(settings, facts["method"], folder.resolve().parents[depth], control)
     run.folder = folder.resolve()  # its own, also where a reference has another name than its profile
     return run
 
@@ -223,10 +226,9 @@ def load_masks(folder: Path) -> dict[int, Mask]:
     return begin | {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
 
 
-def kinds(network: NetworkSettings) -> dict[str, str]:
+def kinds(network: NetworkSettings | ModelSettings) -> dict[str, str]:
     """Returns what each parameter tensor of a network is for, by name, without building the network's values."""
-    with torch.device("meta"):
-        table = describe(PromptIR(network))
+    table = describe(skeleton(network))
     return dict(zip(table["name"], table["kind"], strict=True))
 
 
