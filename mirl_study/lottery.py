@@ -417,7 +417,7 @@ def train_and_score(
         "density": mask.density(),
         "kept": mask.kept,
         "prunable": mask.size,
-        "parameters": sum(p.numel() for p in network.parameters()) - mask.size + mask.kept,
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad) - mask.size + mask.kept,
         "emptied": mask.emptied(),
         "steps": steps,
         "start_sha256": initial,
