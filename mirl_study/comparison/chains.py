@@ -71,6 +71,20 @@ def chosen(names: Sequence[str]) -> list[str]:
     return [name for name in MODELS if not names or name in names]
 
 
+def check_cuts(densities: Sequence[float]) -> None:
+    """Checks densities to cut to, before any work.
+
+    Raises:
+        SettingsError: for no list, an empty one, the same density twice, or one outside 0 to 1.
+    """
+    listed = isinstance(densities, list | tuple)
+    if not (listed and densities and len(set(densities)) == len(densities)):
+        raise SettingsError(f"densities={densities!r} is not allowed: a list of different numbers, at least one")
+    for density in densities:
+        if type(density) not in (int, float) or not 0 < density < 1:
+            raise SettingsError(f"density={density!r} is not allowed: more than 0 and less than 1")
+
+
 def play(
     name: str,
     settings: Settings,
@@ -117,9 +131,9 @@ def cut(
         SettingsError: for a density or share outside 0 to 1, or if the folder holds a run with other settings.
         Diverged: if the loss stops being a number.
     """
-    for key, value in (("density", density), ("tuning", tuning)):
-        if not 0 < value < 1:
-            raise SettingsError(f"{key}={value!r} is not allowed: more than 0 and less than 1")
+    check_cuts([density])
+    if not 0 < tuning < 1:
+        raise SettingsError(f"tuning={tuning!r} is not allowed: more than 0 and less than 1")
     about = {"cut_density": density, "tuning": tuning}
     run = Run(settings, settings.method(), results, f"cut-{settings.scope}-{density:g}", about)
     run.check_writable([1])
@@ -160,8 +174,8 @@ def cuts(
     Raises:
         SettingsError, Diverged: as ``with_model`` and ``cut``.
     """
-    for name in chosen(names):
-        for scope in SCOPES:
-            own = with_model(settings, name).replace(scope=scope)
-            for density in densities:
-                cut(own, density, results, device, show)
+    check_cuts(densities)
+    studies = [with_model(settings, name).replace(scope=scope) for name in chosen(names) for scope in SCOPES]
+    for own in studies:
+        for density in densities:
+            cut(own, density, results, device, show)

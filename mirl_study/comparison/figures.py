@@ -49,7 +49,7 @@ def models(found: pd.DataFrame, setting: str = "all_in_one") -> Figure:
                 height = row + 0.13 * (place - (len(tasks) - 1) / 2)
                 axis.plot(gain[task], height, linestyle="", ms=8, mec="0.2", mew=0.5, **TASKS[task])
         axis.set_yticks(range(len(labels)), labels)
-        axis.set_ylim(len(labels) - 0.5, -0.5)
+        axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
         axis.set_xlabel("PSNR above the degraded input / dB")
         keys = [
             Line2D([], [], linestyle="", ms=8, mec="0.2", mew=0.5, label=NAMES.get(task, task), **TASKS[task])

@@ -21,7 +21,8 @@ def counted() -> pd.DataFrame:
 
     Returns:
         A row a model: ``model``, ``published`` (text, in millions, with the digits of the paper), ``found``,
-        ``agrees`` (less than one unit of the last digit away), ``configuration``, ``note``, ``original recipe``, ``source``, ``licence``.
+        ``agrees`` (less than one unit of the last digit away), ``configuration``, ``note``, ``original recipe``,
+        ``source``, ``licence``.
     """
     rows = []
     for name, model in MODELS.items():
