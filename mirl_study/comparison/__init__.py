@@ -51,7 +51,8 @@ MODELS = {
         "21",
         20_995_776,
         "17 blocks; 1, 3 and 3 attention blocks",
-        "",
+        "its LSTMs run for one step from a state of zeros, so 15 % of the parameters take no part, and the smaller sizes "
+        "leave them out",
         "kuijiang94/MSPFN",
         "none stated",
     ),
