@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 _NEED_TORCH = {
     "Mask": "mirl_study.masks",
     "Ticket": "mirl_study.tickets",
-    "build_network": "mirl_study.network",
+    "build_network": "mirl_study.comparison",
     "load_released": "mirl_study.released",
 }
 

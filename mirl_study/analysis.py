@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from mirl_study.comparison import skeleton
 from mirl_study.effective import effective
 from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
@@ -17,6 +18,7 @@ from mirl_study.settings import (
     METHODS,
     SETTINGS,
     TASKS,
+    ModelSettings,
     NetworkSettings,
     SettingsError,
     choose,
@@ -107,7 +109,8 @@ def open_run(folder: Path) -> Run:
     facts = read_json(folder / "run.json")
     settings = read_settings({"profile": facts["profile"], **facts["settings"]})
     control = facts.get("control")
-    run = Run(settings, facts["method"], folder.resolve().parents[4 if control else 3], control)
+    depth = 3 + bool(control) + 2 * isinstance(settings.network, ModelSettings)
+    run = Run(settings, facts["method"], folder.resolve().parents[depth], control)
     run.folder = folder.resolve()  # its own, also where a reference has another name than its profile
     return run
 
@@ -219,10 +222,9 @@ def load_masks(folder: Path) -> dict[int, Mask]:
     return begin | {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
 
 
-def kinds(network: NetworkSettings) -> dict[str, str]:
+def kinds(network: NetworkSettings | ModelSettings) -> dict[str, str]:
     """Returns what each parameter tensor of a network is for, by name, without building the network's values."""
-    with torch.device("meta"):
-        table = describe(PromptIR(network))
+    table = describe(skeleton(network))
     return dict(zip(table["name"], table["kind"], strict=True))
 
 
@@ -346,8 +348,7 @@ def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
 
 def parameters(network: NetworkSettings) -> int:
     """Returns how many parameters a network of this shape has in all."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in PromptIR(network).parameters())
+    return sum(parameter.numel() for parameter in skeleton(network).parameters())
 
 
 def unused_part(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.DataFrame:

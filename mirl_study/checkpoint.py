@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mirl_study import store
+from mirl_study.network import tensors
 
 COST = 50  # a checkpoint comes at the earliest after so many times what the last one took: 2 % of the time
 
@@ -64,12 +65,12 @@ class Checkpoints:
     def save(self, standing: Standing, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Writes a checkpoint; what was the last one becomes the one before."""
         began = time.perf_counter()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(network, optimizer).items()}
-        tensors["loss"] = standing.loss.detach().cpu()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(network, optimizer).items()}
+        state["loss"] = standing.loss.detach().cpu()
         facts = {"training": self.training, "step": standing.step, "since": standing.since, "rows": standing.rows}
         text = json.dumps({**facts, "seconds": round(self.seconds, 3)})
         with store.atomic(self.path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"facts": text, "sha256": _digest(text, tensors)})
+            safetensors.torch.save_file(state, temporary, {"facts": text, "sha256": _digest(text, state)})
             if self.path.is_file():
                 self.path.replace(self.former)
         self.step, self.written = standing.step, time.perf_counter()
@@ -91,13 +92,13 @@ class Checkpoints:
             if not path.is_file():
                 continue
             try:
-                facts, tensors = self._read(path)
+                facts, state = self._read(path)
             except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
                 warnings.warn(f"checkpoint {path} is not used ({error}): this training {otherwise}", stacklevel=2)
                 continue
-            _restore(tensors, network, optimizer)
+            _restore(state, network, optimizer)
             self.before, self.step, self.written = facts["seconds"], facts["step"], time.perf_counter()
-            loss = tensors["loss"].to(standing.loss.device)
+            loss = state["loss"].to(standing.loss.device)
             return Standing(facts["step"], loss, facts["since"], [tuple(row) for row in facts["rows"]])
         return standing
 
@@ -112,35 +113,35 @@ class Checkpoints:
         """Reads a checkpoint whole, before anything is changed; raises ValueError if it is damaged or another one's."""
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        if header["sha256"] != _digest(header["facts"], tensors):
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        if header["sha256"] != _digest(header["facts"], state):
             raise ValueError("it is damaged: its hash is another one")
         facts = json.loads(header["facts"])
         if facts["training"] != self.training:
             raise ValueError("it is of other settings, other images, another mask or another start")
-        return facts, tensors
+        return facts, state
 
 
 def _state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All tensors that a training changes: ``network/<parameter>``, and what the optimiser has on each parameter."""
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        state = {"network": parameter, **optimizer.state.get(parameter, {})}
-        tensors |= {f"{key}/{name}": value for key, value in state.items()}
-    return tensors
+    """All tensors that a training changes: ``network/<name>``, and what the optimiser has on each parameter."""
+    found = {}
+    for name, tensor in tensors(network).items():
+        state = {"network": tensor, **optimizer.state.get(tensor, {})}
+        found |= {f"{key}/{name}": value for key, value in state.items()}
+    return found
 
 
 @torch.no_grad()
-def _restore(tensors: Mapping[str, torch.Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore(state: Mapping[str, torch.Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts back what ``_state`` gave."""
-    parameters = dict(network.named_parameters())
-    for name, value in tensors.items():
+    found = tensors(network)
+    for name, value in state.items():
         key, _, place = name.partition("/")
         if key == "network":
-            parameters[place].copy_(value)
+            found[place].copy_(value)
         elif place:
             # memory of its own, laid out as the parameter is: what safetensors returns may lie at any address
-            like = parameters[place]
+            like = found[place]
             made = torch.empty_like(like, dtype=value.dtype) if value.shape == like.shape else torch.empty(value.shape)
             optimizer.state[like][key] = made.to(like.device).copy_(value)
 

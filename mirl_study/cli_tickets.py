@@ -10,6 +10,7 @@ import click
 from mirl_study.settings import SettingsError, choose
 
 if TYPE_CHECKING:
+    from mirl_study.settings import ModelSettings, NetworkSettings
     from mirl_study.tickets import Ticket
 
 PATH = click.argument("path", type=click.Path(path_type=Path))
@@ -20,6 +21,14 @@ FORMATS = ("released", "safetensors", "ticket")
 @click.group(no_args_is_help=False)
 def ticket() -> None:
     """Tickets: which weights of which network were kept. PATH is NAME.ticket.safetensors or a run folder."""
+
+
+def _shape(network: "NetworkSettings | ModelSettings") -> str:
+    """A network in words."""
+    if not hasattr(network, "dim"):
+        return f"{network.architecture}, size {network.size}, recipe {network.recipe}"
+    heads, blocks = _dashed(network.heads), _dashed(network.blocks)
+    return f"dim {network.dim}, blocks {blocks}, refinement {network.refinement}, heads {heads}"
 
 
 @ticket.command()
@@ -35,8 +44,7 @@ def show(path: Path, index: int | None) -> None:
     lines = {
         "ticket": f"{shown.control or shown.method}, {settings.setting}, round {shown.index}"
         + (f", seed {shown.seed} (profile {settings.profile}, protocol {settings.protocol})" if known else ""),
-        "network": f"dim {network.dim}, blocks {_dashed(network.blocks)}, refinement {network.refinement}, heads "
-        f"{_dashed(network.heads)}",
+        "network": _shape(network),
         "start": ORIGINS[shown.origin] + (f"; sha256 {shown.start_sha256}" if shown.start_sha256 else ""),
         "mask": f"{mask.kept:,} of {mask.size:,} prunable weights kept, density {mask.density():.4f}; sha256 "
         f"{mask.fingerprint}",
@@ -45,8 +53,9 @@ def show(path: Path, index: int | None) -> None:
     }
     for name, words in lines.items():
         click.echo(f"{name:<16} {words}")
-    click.echo(f"\n{'kind':<16} {'kept':>12} {'prunable':>12} {'density':>8}")
-    for kind, (kept, size) in mask.counts("kind").items():
+    by = "kind" if hasattr(network, "dim") else "layer"  # a mask knows the kinds of a PromptIR alone
+    click.echo(f"\n{by:<16} {'kept':>12} {'prunable':>12} {'density':>8}")
+    for kind, (kept, size) in mask.counts(by).items():
         click.echo(f"{kind:<16} {kept:>12,} {size:>12,} {kept / size:>8.4f}")
     if mask.emptied():
         click.echo(f"no weight left in {', '.join(mask.emptied())}")

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from mirl_study import criteria, evaluation, store
+from mirl_study.comparison import build_network
 from mirl_study.distributed import train
 from mirl_study.lottery import (
     Bench,
@@ -28,7 +29,7 @@ from mirl_study.lottery import (
     train_and_score,
 )
 from mirl_study.masks import Mask
-from mirl_study.network import PromptIR, build_network, fingerprint
+from mirl_study.network import PromptIR, fingerprint
 from mirl_study.progress import Progress
 from mirl_study.session import Session
 from mirl_study.settings import CONTROLS, LOTTERY, NetworkSettings, Settings, SettingsError, choose
@@ -395,6 +396,10 @@ def _settings(name: str, ticket: Round) -> Settings:
     settings = ticket.run.settings
     if name != "small_dense":
         return settings
+    if not isinstance(settings.network, NetworkSettings):
+        raise SettingsError(
+            f"control='small_dense' is not there for network={settings.network.label!r}: a PromptIR is wanted"
+        )
     total = sum(parameter.numel() for parameter in build_network(settings.network).parameters())
     return settings.replace(network=smaller(settings.network, total - ticket.mask.size + ticket.mask.kept))
 

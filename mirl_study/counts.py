@@ -4,10 +4,12 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 import torch
+from torch import nn
 
 from mirl_study import criteria, lottery
+from mirl_study.comparison import skeleton
 from mirl_study.masks import Mask
-from mirl_study.network import PromptIR, describe
+from mirl_study.network import describe
 from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, PRESETS, Settings, SettingsError
 from mirl_study.tables import PAPER_NAMES, published
 
@@ -44,7 +46,7 @@ def parameters(settings: Settings) -> pd.DataFrame:
     return _compared(pd.DataFrame(rows, columns=columns), settings)
 
 
-def _chain(method: str, dense: Mask, network: PromptIR, settings: Settings) -> Iterator[tuple[int, Mask]]:
+def _chain(method: str, dense: Mask, network: nn.Module, settings: Settings) -> Iterator[tuple[int, Mask]]:
     """Yields (round, mask) of one method."""
     if method in LOTTERY:
         yield from _rounds(dense, network, settings.replace(scope=LOTTERY[method]))
@@ -54,7 +56,7 @@ def _chain(method: str, dense: Mask, network: PromptIR, settings: Settings) -> I
         yield 0, dense
 
 
-def _rounds(mask: Mask, network: PromptIR, settings: Settings) -> Iterator[tuple[int, Mask]]:
+def _rounds(mask: Mask, network: nn.Module, settings: Settings) -> Iterator[tuple[int, Mask]]:
     """Yields (round, mask) from round 1 on, by the magnitude of the network's values."""
     settings = settings.replace(criterion="magnitude")
     for index in range(1, settings.rounds + 1):
@@ -62,13 +64,12 @@ def _rounds(mask: Mask, network: PromptIR, settings: Settings) -> Iterator[tuple
         yield index, mask
 
 
-def _empty(settings: Settings) -> PromptIR:
+def _empty(settings: Settings) -> nn.Module:
     """A network whose values are not set, and take no memory yet."""
-    with torch.device("meta"):
-        return PromptIR(settings.network).to_empty(device="cpu")
+    return skeleton(settings.network).to_empty(device="cpu")
 
 
-def _fill(network: PromptIR, names: Collection[str], seed: int) -> None:
+def _fill(network: nn.Module, names: Collection[str], seed: int) -> None:
     """Sets tensors to random values, no two of them equal: equal ones stay together at a percentile."""
     parameters = [network.get_parameter(name) for name in names]
     sizes = [parameter.numel() for parameter in parameters]

@@ -71,7 +71,8 @@ def _windows(planes: Tensor) -> Tensor:
 def restore(network: nn.Module, images: Tensor) -> Tensor:
     """Restores whole images of any size.
 
-    They are reflected at the right and bottom up to multiples of 8, restored, cut back and clipped.
+    They are reflected at the right and bottom up to multiples of 8, or of what the network says (``multiple``),
+    restored, cut back and clipped. An edge too short to reflect is repeated.
 
     Args:
         network: a restoration network.
@@ -81,7 +82,10 @@ def restore(network: nn.Module, images: Tensor) -> Tensor:
         (N, 3, H, W) in [0, 1].
     """
     height, width = images.shape[-2:]
-    padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="reflect")
+    multiple = getattr(network, "multiple", 8)
+    right, bottom = -width % multiple, -height % multiple
+    mode = "reflect" if right < width and bottom < height else "replicate"
+    padded = F.pad(images, (0, right, 0, bottom), mode=mode)
     return network(padded)[..., :height, :width].clamp(0, 1)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from mirl_study import criteria, evaluation, store
+from mirl_study.comparison import build_network
 from mirl_study.data import Bank, load_bank
 from mirl_study.distributed import check, train
 from mirl_study.machine import keep_memory
 from mirl_study.masks import Mask, dense_mask
-from mirl_study.network import PromptIR, build_network, describe, fingerprint
+from mirl_study.network import describe, fingerprint, tensors
 from mirl_study.progress import Progress
 from mirl_study.session import Session
 from mirl_study.settings import ONE_SHOT, Settings, choose
@@ -61,7 +63,7 @@ class Round:
         """Means over images, by task: ``psnr`` (dB), ``ssim``, ``input_psnr``, ``input_ssim``."""
         return self.metrics.groupby("task", sort=False)[["psnr", "ssim", "input_psnr", "input_ssim"]].mean()
 
-    def network(self, trained: bool = True) -> PromptIR:
+    def network(self, trained: bool = True) -> nn.Module:
         """Returns the sparse network, trained, or as its round started.
 
         Raises:
@@ -207,7 +209,7 @@ def _play(index: int, last: Round, session: Session, bench: Bench, progress: Pro
     run.finish(index, *record)  # last: a round counts as finished when the next one can begin
 
 
-def rewound(run: Run, index: int) -> PromptIR:
+def rewound(run: Run, index: int) -> nn.Module:
     """Returns the network as a round starts: everything at the rewind point, but for what the protocol carries over."""
     network = build_network(run.settings.network, run.settings.seed)
     if index and run.settings.rewind_step:
@@ -226,17 +228,18 @@ def _keep_rewind_point(session: Session, bench: Bench) -> None:
     checkpoints = session.checkpoints(run.folder / "rewind")
     how = {"stop": settings.rewind_step, "checkpoints": checkpoints}
     train(network, dense_mask(settings), bench.train, settings, **how)
-    run.save_tensors(REWIND_POINT, dict(network.named_parameters()))
+    run.save_tensors(REWIND_POINT, tensors(network))
     checkpoints.clear()
 
 
-def _hand_over(last: Round, network: PromptIR, run: Run, bench: Bench) -> Mask:
+def _hand_over(last: Round, network: nn.Module, run: Run, bench: Bench) -> Mask:
     """Writes what the next round begins with: the values that are not rewound, then the mask, which is returned."""
     settings, index = run.settings, last.index + 1
     if settings.rewind != "all":
         table = describe(network)
-        names = table.name if settings.rewind == "none" else table.name[table.kind.isin(NOT_REWOUND)]
-        run.save_tensors(CARRIED.format(index), {name: network.get_parameter(name) for name in names})
+        own = tensors(network)
+        names = own if settings.rewind == "none" else table.name[table.kind.isin(NOT_REWOUND)]
+        run.save_tensors(CARRIED.format(index), {name: own[name] for name in names})
     mask = next_mask(last.mask, network, settings, index, bench.train, last.network(trained=False))
     run.save_mask(index, mask)
     return mask
@@ -286,11 +289,11 @@ def one_shot(
 
 def next_mask(
     mask: Mask,
-    network: PromptIR,
+    network: nn.Module,
     settings: Settings,
     index: int = 1,
     bank: Bank | None = None,
-    start: PromptIR | None = None,
+    start: nn.Module | None = None,
 ) -> Mask:
     """Returns the mask of a round, from the network trained under the mask of the one before.
 
@@ -378,7 +381,7 @@ def only_round(run: Run, index: int, bench: Bench, play: Callable[[Session], Non
 
 
 def train_and_score(
-    session: Session, index: int, mask: Mask, network: PromptIR, bench: Bench, progress: Progress, **training: Any
+    session: Session, index: int, mask: Mask, network: nn.Module, bench: Bench, progress: Progress, **training: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Trains a network in place and scores it.
 
@@ -414,7 +417,7 @@ def train_and_score(
         "density": mask.density(),
         "kept": mask.kept,
         "prunable": mask.size,
-        "parameters": sum(p.numel() for p in network.parameters()) - mask.size + mask.kept,
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad) - mask.size + mask.kept,
         "emptied": mask.emptied(),
         "steps": steps,
         "start_sha256": initial,

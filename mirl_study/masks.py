@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirl_study.comparison import skeleton
 from mirl_study.network import PRUNABLE_KINDS, PromptIR, describe
 from mirl_study.settings import PRESETS, Settings, choose
 
@@ -213,8 +214,7 @@ class Mask(Mapping[str, Tensor]):
 
 def dense_mask(settings: Settings) -> Mask:
     """Returns the mask of round 0, without a network's values."""
-    with torch.device("meta"):
-        network = PromptIR(settings.network)
+    network = skeleton(settings.network)
     return Mask.dense(network, norms=settings.prune_norms, unused=settings.prune_unused)
 
 

@@ -32,7 +32,12 @@ PRUNABLE_KINDS = (
     "prompt_conv",
     "prompt_linear",
     "output",
+    "convolution",
+    "linear",
 )
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+BY_TYPE = {CONVOLUTIONS: "convolution", (nn.Linear,): "linear", NORMS: "norm", (nn.PReLU,): "slope"}
 
 
 class Pointwise(nn.Conv2d):
@@ -308,17 +313,30 @@ def _drawn(settings: NetworkSettings, seed: int) -> PromptIR:
         return PromptIR(settings)
 
 
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Returns all that training can change, by name: parameters, then buffers (a PromptIR has none)."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
 def fingerprint(network: nn.Module) -> str:
-    """Returns the SHA-256 (hex) of all parameters' names and values; of a new network, that is its initialisation's."""
+    """Returns the SHA-256 (hex) of all tensors' names and values; of a new network, that is its initialisation's."""
     digest = hashlib.sha256()
-    for name, parameter in network.named_parameters():
+    for name, tensor in tensors(network).items():
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _kinds(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yields (parameter name, kind): each module class declares the kinds of its own children."""
+    """Yields (parameter name, kind), the last one of a name counts: by the type of the module, then as it is declared.
+
+    Each module class declares the kinds of its own children.
+    """
+    for prefix, module in network.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            kind = next((kind for types, kind in BY_TYPE.items() if isinstance(module, types)), None)
+            if name == "bias" or kind:
+                yield f"{prefix}.{name}" if prefix else name, "bias" if name == "bias" else str(kind)
     for prefix, module in network.named_modules():
         for child, kind in getattr(module, "kinds", {}).items():
             target = getattr(module, child, None)
@@ -327,7 +345,7 @@ def _kinds(network: nn.Module) -> Iterator[tuple[str, str]]:
                 yield path, kind
             elif target is not None:
                 for layer, inner in target.named_modules():
-                    own = "norm" if isinstance(inner, nn.LayerNorm) else kind
+                    own = "norm" if isinstance(inner, NORMS) else kind
                     for name, _ in inner.named_parameters(recurse=False):
                         yield ".".join(part for part in (path, layer, name) if part), "bias" if name == "bias" else own
 
@@ -338,11 +356,12 @@ def describe(network: nn.Module) -> pd.DataFrame:
     Returns:
         A row a parameter tensor, in the network's order: ``name``, ``layer`` (the name without its last part),
         ``kind`` (``qkv``, ``depthwise``,
-        ``norm``, ``prompt``, ``bias``, ``unused`` ...), ``shape``, ``size``.
+        ``norm``, ``prompt``, ``bias``, ``unused``, ``frozen`` ...), ``shape``, ``size``. A layer that no class has
+        declared is a ``convolution``, ``linear`` or ``norm`` by its type.
     """
     kinds = dict(_kinds(network))
     rows = [
-        (name, name.rpartition(".")[0], kinds[name], tuple(p.shape), p.numel())
+        (name, name.rpartition(".")[0], kinds[name] if p.requires_grad else "frozen", tuple(p.shape), p.numel())
         for name, p in network.named_parameters()
     ]
     return pd.DataFrame(rows, columns=["name", "layer", "kind", "shape", "size"])

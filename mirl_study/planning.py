@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from mirl_study import criteria, evaluation, lottery
+from mirl_study.comparison import build_network
 from mirl_study.data import Bank, load_bank
-from mirl_study.network import build_network
 from mirl_study.settings import LOTTERY, ONE_SHOT, SIGMAS, Settings
 from mirl_study.store import project_root, results_root, write_csv
 from mirl_study.study import Chain, plan, span

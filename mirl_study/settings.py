@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -28,6 +29,9 @@ CONTROLS = {  # what a ticket is compared with, in groups as the figures show th
     "not pruned": ("dense_long", "small_dense"),
     "probes": ("instability", "instability_dense", "norms"),
 }
+COMPARED = ("mspfn", "epdn", "ffdnet", "airnet", "restormer", "mprnet", "adair")  # in the order of the paper's Table I
+SIZES = ("paper", "laptop", "pico")  # of these
+RECIPES = ("study", "original")
 CRITERIA = ("magnitude", "random", "movement", "snip", "grasp", "synflow")
 PROTOCOLS: dict[str, dict[str, Any]] = {  # where the paper, its released code and our recommendation differ
     "paper": {
@@ -117,7 +121,10 @@ def _check_types(settings: Any, prefix: str = "") -> None:
         inner = get_args(hints[name])
         if inner[:1] == (float,) and kind is tuple and isinstance(value, tuple):
             value = tuple(float(item) if type(item) is int else item for item in value)
-        ok = type(value) is kind and (not inner or all(type(item) is inner[0] for item in value))
+        if kind is UnionType:
+            ok = type(value) in inner
+        else:
+            ok = type(value) is kind and (not inner or all(type(item) is inner[0] for item in value))
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
         listed = "a list of whole numbers" if inner[:1] == (int,) else "a list of numbers"
         _require(ok, prefix + name, value, wanted.get(kind.__name__, listed) + " is wanted")
@@ -147,6 +154,8 @@ class NetworkSettings:
     prompt_components: int = 5
     prompt_size: int = 64
     unused: bool = False
+
+    recipe: ClassVar[str] = "study"
 
     def __post_init__(self) -> None:
         _check_types(self, "network.")
@@ -181,6 +190,39 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """One of the models that the paper compares with, by name; its shapes are presets of its own.
+
+    Attributes:
+        architecture: one of COMPARED.
+        size: ``paper`` (nearest to the paper's count), ``laptop`` (about as many parameters as the preset ``nano``) or
+            ``pico``.
+        recipe: ``study`` trains it as everything else is trained; ``original`` by its authors' loss, optimiser and
+            shape of the schedule. Numbers, the learning rate among them, are those of the settings either way.
+    """
+
+    architecture: str
+    size: str = "paper"
+    recipe: str = "study"
+
+    unused: ClassVar[bool] = True  # there may be parameters that get no gradient
+
+    def __post_init__(self) -> None:
+        _check_types(self, "network.")
+        choose("network.architecture", self.architecture, COMPARED)
+        choose("network.size", self.size, SIZES)
+        choose("network.recipe", self.recipe, RECIPES)
+
+    @property
+    def label(self) -> str:
+        """Its name, with the recipe if that is not the study's."""
+        return self.architecture if self.recipe == "study" else f"{self.architecture}-{self.recipe}"
+
+
+SIZE_OF = {"paper": "paper", "pico": "pico"}  # of a model that takes a preset's place; beside others it is ``laptop``
+
+
+@dataclass(frozen=True)
 class Settings:
     """One run: what is restored, by which network, trained how, pruned how.
 
@@ -192,7 +234,8 @@ class Settings:
         scope: where weights compete: in the whole network (``global``) or in each tensor (``layerwise``).
         seed: of the initialisation, the data order and random criteria.
         data: ``embedded`` or a prepared data folder.
-        network: a preset's name, a mapping (``preset`` and single fields), or NetworkSettings.
+        network: a preset's name, a mapping (``preset`` and single fields), or NetworkSettings; or another model, by its
+            name, a mapping (``architecture``, ``size``, ``recipe``) or ModelSettings.
         steps: optimiser steps of one round.
         warmup_steps: of those, with a learning rate that rises linearly.
         batch_size, patch_size: patches a step, and their height and width in pixels (a multiple of 8).
@@ -235,7 +278,7 @@ class Settings:
     scope: str = "global"
     seed: int = 0
     data: str = "embedded"
-    network: NetworkSettings = field(default_factory=lambda: PRESETS["nano"])
+    network: NetworkSettings | ModelSettings = field(default_factory=lambda: PRESETS["nano"])
     steps: int = 100
     warmup_steps: int = 10
     batch_size: int = 8
@@ -287,6 +330,9 @@ class Settings:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         equal = self.batch_size % self.devices == 0
         _require(equal, "devices", self.devices, f"a divisor of batch_size ({self.batch_size})")
+        if self.network.recipe != "study":  # its loss is more than a forward pass
+            for name, plain in (("devices", 1), ("precision", "float32"), ("compile", False)):
+                _require(getattr(self, name) == plain, name, getattr(self, name), f"{plain!r} with recipe 'original'")
         warm = 0 <= self.warmup_steps < self.steps
         _require(warm, "warmup_steps", self.warmup_steps, f"0 to less than steps ({self.steps})")
         patch = self.patch_size >= 16 and self.patch_size % 8 == 0
@@ -379,20 +425,36 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _network(value: Any, base: NetworkSettings) -> NetworkSettings:
-    """A preset's name, or a mapping of fields on top of a preset or of ``base``."""
-    if isinstance(value, NetworkSettings):
+def _network(value: Any, base: NetworkSettings | ModelSettings) -> NetworkSettings | ModelSettings:
+    """A preset's or a model's name, or a mapping of fields on top of a preset, a model or ``base``."""
+    if isinstance(value, NetworkSettings | ModelSettings):
         return value
     if isinstance(value, str):
-        return PRESETS[choose("network", value, PRESETS)]
-    _require(isinstance(value, Mapping), "network", value, f"a preset ({', '.join(PRESETS)}) or a mapping of fields")
-    names = [f.name for f in dataclasses.fields(NetworkSettings)]
+        known = choose("network", value, (*PRESETS, *COMPARED))
+        return PRESETS[known] if known in PRESETS else _model({"architecture": known}, base)
+    allowed = f"a preset ({', '.join(PRESETS)}), a model ({', '.join(COMPARED)}) or a mapping of fields"
+    _require(isinstance(value, Mapping), "network", value, allowed)
     fields = dict(value)
-    if "preset" in fields:
-        base = PRESETS[choose("network.preset", fields.pop("preset"), PRESETS)]
+    if "architecture" in fields or isinstance(base, ModelSettings) and not {"preset", "dim"} & set(fields):
+        return _model(fields, base)
+    if "preset" in fields or isinstance(base, ModelSettings):
+        base = PRESETS[choose("network.preset", fields.pop("preset", "nano"), PRESETS)]
+    return dataclasses.replace(base, **_known(fields, NetworkSettings))
+
+
+def _model(fields: Mapping[str, Any], base: NetworkSettings | ModelSettings) -> ModelSettings:
+    """A model on top of another one, or in the place of a preset, whose size it then takes."""
+    if isinstance(base, NetworkSettings):
+        preset = next((name for name, shape in PRESETS.items() if shape == base), "")
+        return ModelSettings(**{"size": SIZE_OF.get(preset, "laptop"), **_known(fields, ModelSettings)})
+    return dataclasses.replace(base, **_known(fields, ModelSettings))
+
+
+def _known(fields: Mapping[str, Any], kind: type) -> Mapping[str, Any]:
+    """The fields, if all are of that kind of settings."""
     for name in fields:
-        choose("network field", name, names)
-    return dataclasses.replace(base, **fields)
+        choose("network field", name, [f.name for f in dataclasses.fields(kind)])
+    return fields
 
 
 def _build(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Settings:

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from mirl_study.masks import Mask
-from mirl_study.settings import Settings, SettingsError
+from mirl_study.network import tensors as network_tensors
+from mirl_study.settings import ModelSettings, Settings, SettingsError
 
 CHECKPOINT = "checkpoint.safetensors"  # of a round that is being trained
 TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # what ``atomic`` writes first
@@ -114,6 +115,8 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 class Run:
     """One chain's folder, ``results/<profile>/<setting>/<method>/seed<k>/``; a control's is under ``controls/``.
 
+    Another model than PromptIR has its chains under ``models/<name>/``.
+
     Args:
         settings: of the run.
         method: by whose rules it is played.
@@ -132,6 +135,8 @@ class Run:
     ) -> None:
         self.settings, self.method, self.control, self.about = settings, method, control, about or {}
         place = Path("controls") / control if control else Path(method)
+        if isinstance(settings.network, ModelSettings):
+            place = Path("models") / settings.network.label / place
         self.root = results_root(results)
         self.folder = self.root / settings.profile / settings.setting / place / f"seed{settings.seed}"
 
@@ -263,10 +268,11 @@ class Run:
             safetensors.torch.save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
 
     def load_tensors(self, name: str, network: nn.Module) -> None:
-        """Reads what ``save_tensors`` wrote into the network's parameters of the same names."""
+        """Reads what ``save_tensors`` wrote into the network's tensors of the same names."""
+        own = network_tensors(network)
         with torch.no_grad():
-            for parameter, value in safetensors.torch.load_file(self.folder / name).items():
-                network.get_parameter(parameter).copy_(value)
+            for place, value in safetensors.torch.load_file(self.folder / name).items():
+                own[place].copy_(value)
 
     def load_weights(self, index: int, network: nn.Module) -> None:
         """Reads a round's trained weights into a network.

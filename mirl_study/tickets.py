@@ -25,8 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mirl_study.comparison import build_network
 from mirl_study.masks import Mask, dense_mask
-from mirl_study.network import PromptIR, build_network, fingerprint
+from mirl_study.network import PromptIR, fingerprint, tensors
 from mirl_study.settings import METHODS, ONE_SHOT, Settings, SettingsError, choose, nearest, read_settings
 from mirl_study.store import Run, atomic, read_json
 
@@ -99,7 +100,7 @@ class Ticket:
         origin, values = "elsewhere", None
         if start is not None and fingerprint(start) == recorded:
             initial = build_network(settings.network, settings.seed)
-            pairs = zip(start.named_parameters(), initial.parameters(), strict=True)
+            pairs = zip(tensors(start).items(), tensors(initial).values(), strict=True)
             values = {name: now.detach() for (name, now), then in pairs if not torch.equal(now, then)}
             origin = "changed" if values else "initialisation"
         elif start is not None and not run.control and run.method not in ONE_SHOT:
@@ -113,7 +114,7 @@ class Ticket:
                 run.load_weights(index, trained)
             except (SafetensorError, RuntimeError) as error:
                 raise TicketError(f"{path.with_name('weights.safetensors')} is damaged: {_line(error)}") from error
-            weights = {name: parameter.detach() for name, parameter in trained.named_parameters()}
+            weights = {name: tensor.detach() for name, tensor in tensors(trained).items()}
         return cls(
             settings=settings,
             method=run.method,
@@ -340,23 +341,23 @@ def misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whole: boo
     return None
 
 
-def fill(network: PromptIR, tensors: Mapping[str, Tensor], whole: bool = True) -> PromptIR:
-    """Copies values into a network's parameters of the same names, and returns it.
+def fill(network: PromptIR, values: Mapping[str, Tensor], whole: bool = True) -> PromptIR:
+    """Copies values into a network's tensors of the same names, and returns it.
 
     Args:
         network: changed in place.
-        tensors: by parameter name.
-        whole: whether every parameter must be among them.
+        values: by name.
+        whole: whether every tensor must be among them.
 
     Raises:
         TicketError: naming the first tensor that does not fit.
     """
-    parameters = dict(network.named_parameters())
-    if problem := misfit(parameters, tensors, whole):
+    own = tensors(network)
+    if problem := misfit(own, values, whole):
         raise TicketError(f"the tensors do not fit the network: {problem}")
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+        for name, value in values.items():
+            own[name].copy_(value)
     return network
 
 

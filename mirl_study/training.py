@@ -10,6 +10,7 @@ from torch import nn
 
 from mirl_study import stopping
 from mirl_study.checkpoint import Checkpoints, Standing
+from mirl_study.comparison.recipes import recipe_of
 from mirl_study.data import Bank
 from mirl_study.masks import Mask
 from mirl_study.precision import forward_of
@@ -89,12 +90,18 @@ def train(
     kept = {name: keep for name, keep in mask.to(device).items() if not keep.all()}
     weights = [network.get_parameter(name) for name in kept]
     factors = [keep.to(torch.float32) for keep in kept.values()]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=settings.weight_decay, fused=True)
+    recipe = recipe_of(settings.network)
+    betas = recipe.betas if recipe else (0.9, 0.999)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=lr, betas=betas, weight_decay=settings.weight_decay, fused=True
+    )
     network.train()
     with torch.no_grad():
         _multiply(weights, factors)
 
     def rate_at(step: int) -> float:
+        if recipe:
+            return lr * recipe.rate(step / steps)
         return learning_rate(step * ticks // steps, **schedule)
 
     at = Standing(first, torch.zeros((), device=device))
@@ -111,10 +118,14 @@ def train(
                 settings.batch_size, settings.patch_size, seed=settings.seed, order=order, step=step
             )
             degraded, target = team.share(degraded), team.share(target)
-            restored = forward(degraded)
-            loss = F.l1_loss(restored, target)
             optimizer.zero_grad()
-            loss.backward()
+            if recipe and hasattr(network, "loss"):
+                loss = descend(network, degraded, target, step, steps)
+                restored = loss.expand_as(target)
+            else:
+                restored = forward(degraded)
+                loss = F.l1_loss(restored, target)
+                loss.backward()
             with torch.no_grad():
                 _multiply([weight.grad for weight in weights], factors)
                 if settings.clip_norm:  # after masking: a norm that counts pruned weights would change the survivors'
@@ -145,6 +156,29 @@ def train(
                 on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
             asked.deliver()
     return pd.DataFrame(at.rows, columns=HISTORY)
+
+
+def descend(network: nn.Module, degraded: torch.Tensor, target: torch.Tensor, step: int, steps: int) -> torch.Tensor:
+    """Sets the gradients of a loss of the network's own (``loss``); one that has several is a game between its groups.
+
+    Args:
+        network: with ``loss``, and, where that returns a loss by group of parameters, with ``groups``: each group gets
+            the gradient of its own loss.
+        degraded, target: (B, 3, H, W) in [0, 1].
+        step, steps: where in the schedule this is.
+
+    Returns:
+        The loss, or the sum of all, 0-d.
+    """
+    losses = network.loss(degraded, target, step, steps)
+    if isinstance(losses, torch.Tensor):
+        losses.backward()
+        return losses
+    for name, parameters in network.groups().items():
+        gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+    return torch.stack([loss.detach() for loss in losses.values()]).sum()
 
 
 class Watch:

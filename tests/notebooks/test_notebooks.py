@@ -23,6 +23,7 @@ DEFAULTS = {
     "overrides": "{}",
 }
 SEVERAL = {"seeds": "[0]", "controls": "[]", "margin": "0.1", "confidence": "0.95"}  # instead of one seed
+MODELS = {"models": "[]", "recipes": '["study"]', "densities": "[0.5, 0.2, 0.1, 0.05]"}  # instead of a scope
 LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed={}, **overrides)"
 MADE = {"02": ["dense"], "03": ["dense", *ONE_SHOT], "04": ["dense", "MIR-L-G"]}  # runs of the notebooks that train
 EXERCISES = {  # answers to the exercises, right and wrong
@@ -44,6 +45,13 @@ assert "off by 1:" in check_removed(int(0.7 * dense.mask.size + 0.5) + 1) and "h
 after_one = masks[0].kept - int(settings.rate * masks[0].kept + 0.5)
 after_two = after_one - int(settings.rate * after_one + 0.5)
 assert check_kept(after_two) == "right" and "off by 1:" in check_kept(after_two + 1) and "hint" in check_kept(None)
+""",
+    "08": """
+largest = gap[gap.density == 0.1].set_index("model").difference.abs().sort_values()
+assert check_largest(largest.index[-1]) == "right" and "further apart" in check_largest(largest.index[0])
+assert check_largest(MODELS[largest.index[-1]].title) == "right" and "hint" in check_largest(None)
+assert len(studies) == 5 and len(found) == 5 and set(scores.density) == {0.5, 0.1}
+assert list(gap.model) == ["ffdnet", "ffdnet", "restormer", "restormer", "promptir", "promptir"]
 """,
     "07": """
 own = gaps["mean"].iloc[0]
@@ -99,13 +107,16 @@ def test_opens_with_a_question_and_leads_on(number):
 
 
 def wanted_parameters(number: str) -> dict[str, str]:
+    if number == "08":
+        return {name: value for name, value in DEFAULTS.items() if name != "scope"} | MODELS
     if number == "07":
         return {name: value for name, value in DEFAULTS.items() if name != "seed"} | SEVERAL
     return DEFAULTS | ({"source": '""'} if number == "01" else {})
 
 
 def load(number: str) -> str:
-    return LOAD.format("seeds[0]" if number == "07" else "seed")
+    text = LOAD.format("seeds[0]" if number == "07" else "seed")
+    return text.replace(" scope=scope,", "") if number == "08" else text
 
 
 def test_parameters(number):
@@ -156,6 +167,12 @@ def test_runs(number, results, environment, tmp_path):
     given = {"seed": 1 if number in MADE else 0}
     if number == "07":
         given = {"seeds": [0], "controls": ["shuffled", "random_layers"]}
+    if number == "08":
+        given = {
+            "models": ["ffdnet", "restormer", "promptir"],
+            "densities": [0.5, 0.1],
+            "recipes": ["study", "original"],
+        }
     execute(notebook, tmp_path, results=str(results), **given)
     executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     outputs = [output for cell in code(executed) for output in cell.outputs]
@@ -217,6 +234,9 @@ def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environ
         ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
         ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
         ("07", {"controls": ["shufled"]}, "controls='shufled' is not one of .* \\(did you mean 'shuffled'\\?\\)"),
+        ("08", {"models": ["restormr"]}, "models='restormr' is not one of .* \\(did you mean 'restormer'\\?\\)"),
+        ("08", {"densities": [0.5, 1.5]}, "density=1.5 is not allowed: more than 0 and less than 1"),
+        ("08", {"recipes": ["orignal"]}, "recipe='orignal' is not one of .* \\(did you mean 'original'\\?\\)"),
         ("07", {"margin": -0.1}, "margin=-0.1 is not allowed: 0 or more, in dB"),
     ],
 )

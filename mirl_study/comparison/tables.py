@@ -1,0 +1,218 @@
+"""The models of Table I in tables: what was counted, how each restores beside the paper's numbers, and when cut."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mirl_study.analysis import SINGLE, by_task, dense_folder, open_run, profile_folder
+from mirl_study.comparison import MODELS
+from mirl_study.comparison.recipes import ORIGINAL
+from mirl_study.settings import SCOPES, SETTINGS, ModelSettings
+from mirl_study.store import read_json
+
+STUDY = "study"
+FOUND = ["setting", "model", "recipe", "size", "seed", "folder"]
+
+
+def counted() -> pd.DataFrame:
+    """Lists the models: parameters in the paper's tables and counted, configuration, recipe, source.
+
+    Returns:
+        A row a model: ``model``, ``published`` (text, in millions, with the digits of the paper), ``found``,
+        ``agrees`` (less than one unit of the last digit away), ``configuration``, ``note``, ``original recipe``,
+        ``source``, ``licence``.
+    """
+    rows = []
+    for name, model in MODELS.items():
+        digits = len(model.published.partition(".")[2])
+        row = {"model": model.title, "published": model.published, "found": model.found}
+        row["agrees"] = abs(model.found / 1e6 - float(model.published)) < 10**-digits
+        row |= {"configuration": model.configuration, "note": model.note, "original recipe": str(ORIGINAL[name])}
+        rows.append(row | {"source": model.source, "licence": model.licence})
+    return pd.DataFrame(rows)
+
+
+def runs(profile: str = "laptop", results: Path | str | None = None, setting: str | None = None) -> pd.DataFrame:
+    """Finds the finished dense runs of all models, PromptIR's among them.
+
+    Args:
+        profile: whose results.
+        results: root of all results; the project's ``results/`` if not given.
+        setting: only runs of this one.
+
+    Returns:
+        A row a run, in the order of MODELS: ``setting``, ``model`` (its name in MODELS), ``recipe``, ``size``
+        (``dim 8`` ... of a PromptIR), ``seed``, ``folder``.
+
+    Raises:
+        SettingsError: for an unknown profile.
+    """
+    return _runs(profile, results, setting, "dense", "dense")
+
+
+def cut_scores(profile: str = "laptop", results: Path | str | None = None, setting: str = "all_in_one") -> pd.DataFrame:
+    """Gathers what ``chains.cuts`` has played.
+
+    Args:
+        profile, results, setting: as in ``runs``.
+
+    Returns:
+        A row a model, scope, density, seed and task: ``model``, ``seed``, ``scope``, ``density`` (asked for), ``kept``
+        (kept over prunable weights), ``task``, ``psnr``, ``input_psnr``, ``dense_psnr`` (dB), ``emptied`` (layers
+        without a weight).
+    """
+    parts = []
+    for run in _runs(profile, results, setting, "controls/cut-*", "round01").itertuples():
+        facts, settings = (read_json(run.folder / name) for name in ("round01/round.json", "run.json"))
+        scores = by_task(pd.read_csv(run.folder / "round01" / "metrics.csv"))[["task", "psnr", "input_psnr"]]
+        dense = by_task(pd.read_csv(dense_folder(run.folder) / "round00" / "metrics.csv"))[["task", "psnr"]]
+        scores = scores.merge(dense.rename(columns={"psnr": "dense_psnr"}), on="task")
+        own = settings["settings"]
+        names = {"model": run.model, "seed": run.seed, "scope": own["scope"], "density": own["cut_density"]}
+        parts.append(scores.assign(**names, kept=facts["density"], emptied=len(facts["emptied"])))
+    return pd.concat(parts, ignore_index=True)[CUTS] if parts else pd.DataFrame(columns=CUTS)
+
+
+CUTS = ["model", "seed", "scope", "density", "kept", "task", "psnr", "input_psnr", "dense_psnr", "emptied"]
+
+
+def gap(scores: pd.DataFrame, task: str = "mean") -> pd.DataFrame:
+    """Subtracts layer-wise from global, model by model: does it hold beyond PromptIR?
+
+    Args:
+        scores: what ``cut_scores`` returned.
+        task: whose PSNR.
+
+    Returns:
+        A row a model and density: ``global``, ``layerwise`` (dB above the dense network of the same seed, mean over
+        seeds), ``difference`` (dB, global above layer-wise), ``seeds``.
+    """
+    own = scores[scores.task == task]
+    own = own.assign(delta=own.psnr - own.dense_psnr)
+    wide = own.pivot_table(index=["model", "density", "seed"], columns="scope", values="delta").reindex(columns=SCOPES)
+    wide = wide.assign(difference=wide["global"] - wide["layerwise"]).dropna()
+    grouped = wide.groupby(["model", "density"], sort=False)
+    frame = grouped.mean().assign(seeds=grouped.size()).reset_index()
+    order = {name: place for place, name in enumerate(MODELS)}
+    return frame.sort_values(["model", "density"], key=lambda c: c.map(order) if c.name == "model" else -c).reset_index(
+        drop=True
+    )
+
+
+def comparison_table(found: pd.DataFrame, setting: str = "all_in_one") -> pd.DataFrame:
+    """Makes the upper rows of a table like the paper's II (one task) or III (all-in-one): the models, not pruned.
+
+    Args:
+        found: what ``runs`` returned.
+        setting: whose table.
+
+    Returns:
+        A row a model and recipe, ``input`` first, in the columns of ``report.table``: ``method`` (the model, and its
+        recipe if that is the original's), ``round`` (0), ``seeds``, ``density``, ``parameters`` (trainable),
+        ``pruned``, ``compression``, ``<task>_psnr`` (dB), ``<task>_sd`` (over seeds), ``<task>_ssim``, and the paper's
+        ``paper_parameters``, ``paper_compression``, ``paper_<task>_<test set>_psnr`` and ``_ssim``. Models of which
+        there is only the paper's row have that.
+    """
+    own = found[found.setting == setting]
+    paper = _paper(setting)
+    scores = _scores(own)
+    tasks = [task for task in (*SINGLE, "mean") if task in set(scores.get("task", ()))]
+    tasks = tasks if len(tasks) > 2 else tasks[:1]  # of a single task, the mean is that task
+    rows: list[dict[str, Any]] = []
+    if len(scores):
+        inputs = scores.groupby("task")[["input_psnr", "input_ssim"]].mean()
+        cells = {f"{task}_{what}": inputs.loc[task, f"input_{what}"] for task in tasks for what in ("psnr", "ssim")}
+        rows.append({"method": "input"} | cells)
+    for name, model in MODELS.items():
+        theirs = paper.loc[model.title].to_dict() if model.title in paper.index else {}
+        recipes = list(own[own.model == name].recipe.unique())
+        for recipe in recipes or ([STUDY] if theirs else []):
+            part = scores[(scores.model == name) & (scores.recipe == recipe)] if len(scores) else scores
+            label = model.title if recipe == STUDY else f"{model.title} ({recipe} recipe)"
+            rows.append({"method": label} | _ours(part, tasks) | theirs)
+    columns = ["method", "round", "seeds", "density", "parameters", "pruned", "compression"]
+    columns += [f"{task}_{what}" for task in tasks for what in ("psnr", "sd", "ssim")] + list(paper.columns)
+    return pd.DataFrame(rows, columns=columns).astype({"round": "Int64", "seeds": "Int64"})
+
+
+def comparison_tables(profile: str = "laptop", results: Path | str | None = None) -> dict[str, pd.DataFrame]:
+    """Makes ``comparison_table`` for each setting that has runs of other models than PromptIR.
+
+    Args:
+        profile, results: as in ``runs``.
+
+    Returns:
+        Tables by setting, in the order of ``settings.SETTINGS``; none if no other model was trained.
+    """
+    found = runs(profile, results)
+    there = set(found.setting[found.model != "promptir"])
+    return {setting: comparison_table(found, setting) for setting in SETTINGS if setting in there}
+
+
+def missing(found: pd.DataFrame, setting: str = "all_in_one") -> list[str]:
+    """Names the models that were not trained by the study's recipe in a setting, in the order of MODELS."""
+    there = set(found.model[(found.setting == setting) & (found.recipe == STUDY)])
+    return [name for name in MODELS if name not in there]
+
+
+def _runs(profile: str, results: Path | str | None, setting: str | None, place: str, finished: str) -> pd.DataFrame:
+    """Finished runs at a place in the folders of all models; PromptIR's is the setting's own."""
+    root, rows = profile_folder(profile, results), []
+    for models in ("", "models/*/"):
+        for path in root.glob(f"{setting or '*'}/{models}{place}/seed*/run.json"):
+            round_folder = path.parent / ("round00" if finished == "dense" else finished)
+            if not (round_folder / "round.json").is_file():
+                continue
+            settings = open_run(path.parent).settings
+            model = settings.network
+            if isinstance(model, ModelSettings):
+                named = (model.architecture, model.recipe, model.size)
+            else:
+                named = ("promptir", STUDY, f"dim {model.dim}")
+            rows.append((settings.setting, *named, settings.seed, path.parent))
+    order = list(MODELS)
+    rows.sort(key=lambda row: (SETTINGS.index(row[0]), order.index(row[1]), row[2] != STUDY, row[4], str(row[5])))
+    return pd.DataFrame(rows, columns=FOUND)
+
+
+def _scores(found: pd.DataFrame) -> pd.DataFrame:
+    """Scores of dense runs by task: what ``analysis.by_task`` returns, with model, recipe, seed and parameters."""
+    parts = []
+    for run in found.itertuples():
+        facts = read_json(run.folder / "round00" / "round.json")
+        scores = by_task(pd.read_csv(run.folder / "round00" / "metrics.csv"))
+        names = {"model": run.model, "recipe": run.recipe, "seed": run.seed, "parameters": facts["parameters"]}
+        parts.append(scores.assign(**names))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _ours(part: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
+    """Our cells of one row; none if there is no run."""
+    if part.empty:
+        return {}
+    row: dict[str, Any] = {"round": 0, "seeds": part.seed.nunique(), "density": 1.0}
+    row |= {"parameters": part.parameters.iloc[0], "pruned": 0.0}
+    for task in tasks:
+        own = part[part.task == task]
+        row |= {f"{task}_psnr": own.psnr.mean(), f"{task}_sd": own.psnr.std(), f"{task}_ssim": own.ssim.mean()}
+    return row
+
+
+def _paper(setting: str) -> pd.DataFrame:
+    """The paper's numbers for the models, in a setting, a row a model; in the columns of ``report.table``."""
+    numbers = pd.read_csv(resources.files("mirl_study") / "published.csv", comment="#")
+    kind = numbers.setting == ("all_in_one" if setting == "all_in_one" else "single")
+    numbers = numbers[kind & numbers.method.isin([model.title for model in MODELS.values()])]
+    numbers = numbers if setting == "all_in_one" else numbers[numbers.task == setting]
+    if numbers.empty:  # the paper has no such setting
+        return pd.DataFrame()
+    sigma = numbers.sigma.map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+    numbers = numbers.assign(place="paper_" + numbers.task + sigma + "_" + numbers.dataset)
+    wide = numbers.pivot(index="method", columns="place", values=["psnr_db", "ssim"])
+    size = numbers.groupby("method").trainable_parameters.first()
+    columns = {"paper_parameters": size, "paper_compression": size["PromptIR"] / size}
+    for place in dict.fromkeys(numbers.place):
+        columns |= {f"{place}_psnr": wide["psnr_db", place], f"{place}_ssim": wide["ssim", place]}
+    return pd.DataFrame(columns)
