@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from mirl_study.comparison import skeleton
 from mirl_study.effective import effective
