@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +9,12 @@ from matplotlib.figure import Figure
 
 from mirl_study import Mask, SettingsError, analysis, counts, figures, load_settings, similarity, trained
 from mirl_study.settings import LOTTERY, METHODS, TASKS
+
+
+@pytest.fixture(scope="module")
+def smoke_results(smoke_results, tmp_path_factory) -> Path:
+    """A copy: a report keeps what trained weights tell beside the runs."""
+    return shutil.copytree(smoke_results, tmp_path_factory.mktemp("copy") / "results")
 
 
 @pytest.fixture(scope="module")

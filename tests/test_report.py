@@ -27,6 +27,12 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
+def smoke_results(smoke_results, tmp_path_factory) -> Path:
+    """A copy: a report keeps what trained weights tell beside the runs."""
+    return shutil.copytree(smoke_results, tmp_path_factory.mktemp("copy") / "results")
+
+
+@pytest.fixture(scope="module")
 def page(smoke_results) -> Path:
     return report.write(smoke_results, "smoke")
 
