@@ -111,6 +111,12 @@ def test_do_the_settings_share_a_core(several):
         similarity.shared_core(found, 5)
 
 
+def test_the_seed_that_most_settings_have(several):
+    found = several[1]
+    more = pd.concat([found.assign(seed=-1).query("setting == 'all_in_one'"), found])
+    assert similarity.common_seed(more, "MIR-L-G", 2) == 0 and similarity.common_seed(more, "MIR-L-LW", 2) == -1
+
+
 def test_the_mask_of_initial_sizes_keeps_as_many_in_each_layer_and_the_largest(several):
     settings = load_settings("smoke")
     like = similarity.tickets(several[1], 2, methods=["MIR-L-G"])["derain"]
