@@ -105,6 +105,10 @@ def test_do_the_settings_share_a_core(several):
     assert table.set_index(["a", "b"]).iou["all_in_one", "derain"] == a.iou(b)
     first, second = sentences.of_settings(core, table, "MIR-L-G", 2)
     assert f"have {core['core']:,} weights in common" in first and f"{a.iou(b):.3f}" in second
+    near = max(table.set_index(["a", "b"]).iou[INITIAL, name] for name in masks)
+    assert f"In {int(a.iou(b) > near)} of 1 pair" in second
+    none = table.assign(iou=[0.1 if INITIAL not in pair else 0.9 for pair in zip(table.a, table.b, strict=True)])
+    assert "no core beyond the initial values" in sentences.of_settings(core, none, "MIR-L-G", 2)[1]
     gap = similarity.missing(found, "MIR-L-G", 0, 2, "smoke")
     assert "of the settings dehaze, denoise: mirl study --profile smoke --setting dehaze" in gap and "\n" not in gap
     with pytest.raises(SettingsError, match="round=5"):
