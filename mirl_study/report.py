@@ -133,7 +133,7 @@ def _between(study: gallery.Study, made: Path, profile: str, results: Path | str
     if len(transfers):
         write_csv(made / "tables" / "transfer.csv", transfers.drop(columns="folder"))
     for method in (method for method in reversed(LOTTERY) if method in set(study.found.method)):
-        seed = int(study.found.seed.min())
+        seed = similarity.common_seed(study.found, method, study.ticket)
         try:
             matrix, core = similarity.shared_core(study.found, study.ticket, method, seed)
         except SettingsError:

@@ -307,13 +307,18 @@ def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index
     pairs = matrix[(matrix.a < matrix.b) & (matrix.a != INITIAL) & (matrix.b != INITIAL)]
     if pairs.empty:
         return []
-    first = matrix[(matrix.a == INITIAL) & (matrix.b != INITIAL)]
+    first = matrix[(matrix.a == INITIAL) & (matrix.b != INITIAL)].set_index("b").iou
     names = sorted({*pairs.a, *pairs.b})
+    closer = sum(row.iou > max(first[row.a], first[row.b]) for row in pairs.itertuples())
+    end = (
+        "so these masks show no core beyond the initial values" if not closer else "the others need no more than those"
+    )
     return [
         f"{method}, round {index}: the tickets of {', '.join(names)} have {core['core']:,.0f} weights in common, "
         f"{core['share']:.1%} of what one keeps; by chance it would be {core['chance']:.1%}.",
         f"Two of them have an IoU of {pairs.iou.min():.3f} to {pairs.iou.max():.3f}, by chance "
         f"{pairs.chance.min():.3f} to {pairs.chance.max():.3f}; with the mask that keeps what was largest at "
-        f"initialisation, it is {first.iou.min():.3f} to {first.iou.max():.3f}: what the settings share beyond that, "
-        "training has chosen.",
+        f"initialisation, and has seen no image, it is {first.min():.3f} to {first.max():.3f}. In {closer} of "
+        f"{counted(len(pairs), 'pair')} the two are closer to each other than either is to that mask"
+        + (f": {end}." if closer < len(pairs) else "."),
     ]

@@ -222,6 +222,12 @@ def shared_core(
     return matrix(masks | {INITIAL: by_initial_size(open_run(own.folder.iloc[0]).settings, like)}), core(masks)
 
 
+def common_seed(found: pd.DataFrame, method: str, index: int) -> int:
+    """Returns the seed whose tickets of a method and round are there for most settings; the smallest of equal ones."""
+    seeds = sorted(set(found.seed))
+    return max(seeds, key=lambda seed: len(_finished(found, method, seed, index)))
+
+
 def _finished(found: pd.DataFrame, method: str, seed: int, index: int) -> pd.DataFrame:
     """The runs, one a setting, of which this round is finished."""
     own = found[found.finished & (found.method == choose("method", method, LOTTERY)) & (found.seed == seed)]

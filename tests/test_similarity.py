@@ -105,10 +105,20 @@ def test_do_the_settings_share_a_core(several):
     assert table.set_index(["a", "b"]).iou["all_in_one", "derain"] == a.iou(b)
     first, second = sentences.of_settings(core, table, "MIR-L-G", 2)
     assert f"have {core['core']:,} weights in common" in first and f"{a.iou(b):.3f}" in second
+    near = max(table.set_index(["a", "b"]).iou[INITIAL, name] for name in masks)
+    assert f"In {int(a.iou(b) > near)} of 1 pair" in second
+    none = table.assign(iou=[0.1 if INITIAL not in pair else 0.9 for pair in zip(table.a, table.b, strict=True)])
+    assert "no core beyond the initial values" in sentences.of_settings(core, none, "MIR-L-G", 2)[1]
     gap = similarity.missing(found, "MIR-L-G", 0, 2, "smoke")
     assert "of the settings dehaze, denoise: mirl study --profile smoke --setting dehaze" in gap and "\n" not in gap
     with pytest.raises(SettingsError, match="round=5"):
         similarity.shared_core(found, 5)
+
+
+def test_the_seed_that_most_settings_have(several):
+    found = several[1]
+    more = pd.concat([found.assign(seed=-1).query("setting == 'all_in_one'"), found])
+    assert similarity.common_seed(more, "MIR-L-G", 2) == 0 and similarity.common_seed(more, "MIR-L-LW", 2) == -1
 
 
 def test_the_mask_of_initial_sizes_keeps_as_many_in_each_layer_and_the_largest(several):
