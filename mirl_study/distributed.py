@@ -129,6 +129,8 @@ def _launch(
 
     def forward(*signals: int) -> None:
         """A request to stop goes to the first process, which writes a checkpoint and ends; the others end with it."""
+        if not first:  # there is nothing to be kept yet, and a child that is gone could be waited for in vain
+            asked.deliver()
         for pid in first:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -138,8 +140,6 @@ def _launch(
             try:
                 if isinstance(message, int):
                     first.append(message)
-                    if asked:
-                        forward()
                 elif isinstance(message, BaseException):
                     failed.append(message)
                 else:
@@ -148,6 +148,7 @@ def _launch(
                 failed.append(error)
                 forward()
 
+    others = set(multiprocessing.active_children())
     with postponed(forward) as asked:
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
@@ -158,6 +159,9 @@ def _launch(
             listener.join()
             asked.deliver()
             raise (failed or [error])[0] from None
+        finally:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
         told.put(None)
         listener.join()
         if failed:
@@ -169,7 +173,11 @@ def _work(work: tuple[Any, ...], told: Any, fabric: Any) -> None:
     network, mask, bank, settings, how, place = work
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # whoever is killed takes all
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started them passes it on
+    # Signals may reach all processes. The one that started them passes a request to stop on to the first; the others
+    # have to live until it has done its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if fabric.global_rank:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     how["validation"] = _on(fabric.device, how["validation"])
     if fabric.global_rank == 0:
         told.put(os.getpid())

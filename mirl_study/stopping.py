@@ -32,14 +32,13 @@ class Request:
 
 
 @contextmanager
-def postponed(tell: Callable[[int], None] | None = None, wanted: bool = True) -> Iterator[Request]:
+def postponed(tell: Callable[[int], None] | None = None) -> Iterator[Request]:
     """Holds SIGINT, SIGTERM and SIGHUP back until they are delivered, or the block ends.
 
     Only the first thread of a process hears signals; in others this does nothing.
 
     Args:
         tell: called with each signal as it comes.
-        wanted: False for a process that shall end at once.
 
     Yields:
         What came in.
@@ -51,7 +50,7 @@ def postponed(tell: Callable[[int], None] | None = None, wanted: bool = True) ->
         if tell:
             tell(number)
 
-    if wanted and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         handlers = {number: signal.getsignal(number) for number in numbers}
         request.former = {number: h for number, h in handlers.items() if h not in (None, signal.SIG_IGN)}

@@ -110,7 +110,7 @@ def train(
         at = checkpoints.load(at, network, optimizer)
         if at.step > first and on_step:
             on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
-    with stopping.postponed(wanted=team.rank == 0) as asked:
+    with stopping.postponed() as asked:
         for step in range(at.step, stop):
             rate = rate_at(step)
             optimizer.param_groups[0]["lr"] = rate

@@ -1,5 +1,6 @@
 """Two processes, each with half of each batch, do what one process does with the whole, but for rounding."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ def test_a_loss_that_is_no_number_names_the_tasks_of_all(banks):
 CHAIN = """
 import sys
 from mirl_study import load_settings, lottery
-list(lottery.rounds(load_settings("smoke", devices=2, rounds=1, steps=30, checkpoint_every=0.0), sys.argv[1], "cpu"))
+list(lottery.rounds(load_settings("smoke", devices=2, rounds=1, steps=20, checkpoint_every=0.0), sys.argv[1], "cpu"))
 """
 
 
@@ -99,14 +100,16 @@ def test_a_killed_chain_leaves_no_process_and_goes_on(tmp_path):
         return psutil.Popen([sys.executable, "-c", CHAIN, root], stdout=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait(120) == 0
-    for end in ("terminate", "kill"):
+    for end in ("terminate", "kill"):  # the family is told to stop as a whole, as a scheduler or a terminal does it
         victim = start(tmp_path / end)
         while not list((tmp_path / end).rglob(store.CHECKPOINT)):
             assert victim.poll() is None, "the chain ended before it could be stopped"
             time.sleep(0.01)
         family = victim.children(recursive=True)
         assert len(family) >= 2
-        getattr(victim, end)()
+        for process in [victim, *(family if end == "terminate" else [])]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, end)()
         assert victim.wait(30) == (-15 if end == "terminate" else -9)
         assert not psutil.wait_procs(family, timeout=20)[1]
         assert start(tmp_path / end).wait(120) == 0
@@ -136,3 +139,20 @@ def test_devices_that_are_not_there_are_one_line(monkeypatch):
     with pytest.raises(SettingsError, match="pip install lightning-fabric, or devices=1"):
         distributed.check(TWO, torch.device("cpu"))
     distributed.check(ONE, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 3])
+def test_told_to_stop_while_it_starts_it_ends_at_once(banks, tmp_path, seconds):
+    """As a whole family: a child that is gone must not be waited for."""
+    code = CHAIN.replace("list(", "print(flush=True)\nlist(")
+    victim = psutil.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    victim.stdout.readline()
+    deadline = time.monotonic() + 60
+    while len(victim.children()) < 2 and time.monotonic() < deadline:  # the first is a helper of multiprocessing
+        time.sleep(0.01)
+    time.sleep(seconds)
+    family = victim.children(recursive=True)
+    for process in [*family, victim]:
+        process.terminate()
+    assert victim.wait(40) == -15 and not psutil.wait_procs(family, timeout=20)[1]
