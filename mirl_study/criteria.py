@@ -232,14 +232,16 @@ def _without_lowest(values: Arrays, kept: Arrays, rate: float) -> Arrays:
     count = int(rate * sum(map(np.count_nonzero, kept)) + 0.5)
     if count == 0:
         return [keep.copy() for keep in kept]
-    threshold, below = _order_statistic(values, kept, count - 1)
-    stays = [np.greater(value, threshold) for value in values]
-    spare = count - below  # of those that equal the threshold, so many leave
-    for value, keep, stay in zip(values, kept, stays, strict=True):
+    threshold, below, near = _order_statistic(values, kept, count - 1)
+    stays = [np.greater(value, threshold, order="C") for value in values]
+    for stay, keep in zip(stays, kept, strict=True):
         stay &= keep
-        ties = np.flatnonzero((value == threshold) & keep)
-        stay.flat[ties[spare:]] = True
-        spare = max(0, spare - len(ties))
+    spare = count - below  # of those that equal the threshold, so many leave
+    for (value, keep, stay), close in zip(_pieces(values, kept, stays), near, strict=True):
+        if (close == threshold).any():
+            ties = np.flatnonzero((value == threshold) & keep)
+            stay[ties[spare:]] = True
+            spare = max(0, spare - len(ties))
     return stays
 
 
@@ -252,51 +254,61 @@ def _from_percentile(values: Arrays, kept: Arrays, rate: float) -> Arrays:
     if not count:
         return [keep.copy() for keep in kept]
     place = int(np.ceil(round(rate * (count - 1), 6)))  # 0.07 * 100 is a little more than 7
-    threshold, _ = _order_statistic(values, kept, place)
+    threshold, *_ = _order_statistic(values, kept, place)
     return [np.greater_equal(value, threshold) & keep for value, keep in zip(values, kept, strict=True)]
 
 
-def _order_statistic(values: Arrays, kept: Arrays, place: int) -> tuple[np.floating, int]:
-    """Returns the kept value at a place (from 0) in ascending order, and how many are lower.
+def _order_statistic(values: Arrays, kept: Arrays, place: int) -> tuple[np.floating, int, Arrays]:
+    """Returns the kept value at a place (from 0) in ascending order, how many are lower, and piece by piece those near.
 
     A sample says between which two values it must lie; only what is between them is put in order. Should the sample
     have been misleading, everything is.
+
+    Raises:
+        ValueError: if a kept value is not a number.
     """
     sample = np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)])
     count = sum(map(np.count_nonzero, kept))
-    low = high = None
+    low, high = -np.inf, np.inf
     if len(sample) > 1000:
         sample.sort()
         middle, room = place / count * len(sample), 4 * len(sample) ** 0.5
-        low = sample[int(middle - room)] if middle > room else None
-        high = sample[int(middle + room)] if middle + room < len(sample) else None
-    between, below = _between(values, kept, low, high)
-    if not below <= place < below + len(between):
-        between, below = _between(values, kept, None, None)
-    # a minimum is not a number if any value is none; what is not kept may be what it likes
-    if any(np.isnan(value.min()) and np.isnan(value[keep]).any() for value, keep in zip(values, kept, strict=True)):
+        low = sample[int(middle - room)] if middle > room else low
+        high = sample[int(middle + room)] if middle + room < len(sample) else high
+    near, below = _between(values, kept, low, high)
+    if not below <= place < below + sum(map(len, near)):
+        near, below = _between(values, kept, -np.inf, np.inf)
+    joined = np.concatenate(near)
+    if np.isnan(joined).any():
         raise ValueError("a score is not a number: the network it came from has diverged")
-    threshold = np.partition(between, place - below)[place - below]
-    return threshold, below + int(np.count_nonzero(between < threshold))
+    threshold = np.partition(joined, place - below)[place - below]
+    return threshold, below + np.count_nonzero(joined < threshold), near
 
 
-def _between(values: Arrays, kept: Arrays, low: float | None, high: float | None) -> tuple[np.ndarray, int]:
-    """Returns the kept values from ``low`` to ``high``, and how many are lower than ``low``."""
-    found, below = [], 0
-    for value, keep in zip(values, kept, strict=True):
-        inside = keep
-        if low is not None:
-            under = value < low
-            under &= keep
-            below += np.count_nonzero(under)
-            inside = inside & ~under
-        if high is not None:
-            inside = inside & (value <= high)
-        found.append(value[inside])
-    return np.concatenate(found), below
+def _between(values: Arrays, kept: Arrays, low: float, high: float) -> tuple[Arrays, int]:
+    """Returns of each piece the kept values that are not outside [``low``, ``high``], and how many of all are lower.
+
+    What is not a number is not outside.
+    """
+    near, below = [], 0
+    for value, keep in _pieces(values, kept):
+        under, over = value < low, value > high
+        under &= keep
+        over &= keep
+        below += np.count_nonzero(under)
+        near.append(value[keep ^ under ^ over])
+    return near, below
 
 
-def _thin(arrays: Arrays, step: int = 61) -> Arrays:
+def _pieces(*pools: Arrays, size: int = 2**16) -> Iterator[Arrays]:
+    """The same stretch of each pool's arrays, flattened: it comes from memory once and is in the cache from then on."""
+    for arrays in zip(*pools, strict=True):
+        flat = [array.ravel() for array in arrays]
+        for start in range(0, flat[0].size, size):
+            yield [array[start : start + size] for array in flat]
+
+
+def _thin(arrays: Arrays, step: int = 127) -> Arrays:
     """Every so many values of each array, from another place in each; arrays that are small in all, whole."""
     if sum(array.size for array in arrays) < 2**20:
         return [array.ravel() for array in arrays]

@@ -78,7 +78,7 @@ class Mask(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """Number of weights that are kept."""
-        return sum(int(tensor.sum()) for tensor in self.values())
+        return sum(map(_count, self.values()))
 
     @overload
     def density(self) -> float: ...
@@ -111,12 +111,12 @@ class Mask(Mapping[str, Tensor]):
         for name, tensor in self.items():
             group = kind_of(name) if by == "kind" else name.rpartition(".")[0]
             kept, size = groups.get(group, (0, 0))
-            groups[group] = kept + int(tensor.sum()), size + tensor.numel()
+            groups[group] = kept + _count(tensor), size + tensor.numel()
         return groups
 
     def densities(self) -> dict[str, float]:
         """Density by parameter name."""
-        return {name: int(tensor.sum()) / tensor.numel() for name, tensor in self.items()}
+        return {name: _count(tensor) / tensor.numel() for name, tensor in self.items()}
 
     def emptied(self) -> list[str]:
         """Names of tensors without a single kept weight, in the network's order."""
@@ -147,7 +147,7 @@ class Mask(Mapping[str, Tensor]):
             ValueError: if the masks are of different networks.
         """
         both, either = (
-            sum(int(t.sum()) for t in self._combine(other, op).values()) for op in (torch.logical_and, torch.logical_or)
+            self._combine(other, op).kept for op in (torch.logical_and, torch.logical_or)
         )
         return both / either if either else 1.0
 
@@ -233,3 +233,8 @@ def _kinds() -> dict[str, str]:
     with torch.device("meta"):
         table = describe(PromptIR(dataclasses.replace(PRESETS["pico"], unused=True)))
     return dict(zip(table["name"], table["kind"], strict=True))
+
+
+def _count(keep: Tensor) -> int:
+    """How many are kept; numpy counts bytes ten times faster than a sum of integers does."""
+    return int(np.count_nonzero(keep.cpu().numpy()))

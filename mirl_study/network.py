@@ -7,9 +7,10 @@ LayerNorm is then the native
 one, a 1x1 convolution is a plain matrix product, and a 3x3 convolution sees channels-last memory without a copy.
 """
 
-import copy
 import functools
 import hashlib
+import io
+import pickle
 from collections.abc import Iterator
 
 import pandas as pd
@@ -303,14 +304,34 @@ def build_network(settings: NetworkSettings | str = "paper", seed: int = 0) -> P
     """
     if isinstance(settings, str):
         settings = PRESETS[choose("network", settings, PRESETS)]
-    return copy.deepcopy(_drawn(settings, seed))
+    form, values = _drawn(settings, seed)
+    return _Unpickler(form, values).load()
 
 
 @functools.lru_cache(maxsize=1)  # a chain rewinds to one initialisation over and over, and drawing it is slow
-def _drawn(settings: NetworkSettings, seed: int) -> PromptIR:
+def _drawn(settings: NetworkSettings, seed: int) -> tuple[bytes, list[Tensor]]:
+    """A network without its values, pickled, which is copied ten times faster than by ``deepcopy``; and the values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PromptIR(settings)
+        network = PromptIR(settings)
+    parameters = list(network.parameters())
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+    form = io.BytesIO()
+    pickler = pickle.Pickler(form)
+    pickler.persistent_id = lambda thing: places.get(id(thing))
+    pickler.dump(network)
+    return form.getvalue(), [parameter.detach() for parameter in parameters]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a network back in, with copies of the values in the places of its parameters."""
+
+    def __init__(self, form: bytes, values: list[Tensor]) -> None:
+        super().__init__(io.BytesIO(form))
+        self.values = values
+
+    def persistent_load(self, place: int) -> nn.Parameter:
+        return nn.Parameter(self.values[place].clone())
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
