@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -219,7 +221,7 @@ def prune(
                 )
         values = [scores[name].detach().cpu().numpy() for name in pool]
         kept = [mask[name].cpu().numpy() for name in pool]
-        stays = (_without_lowest if count == "exact" else _from_percentile)(values, kept, pool_rate)
+        stays = _without_lowest(values, kept, pool_rate, count == "exact")
         pruned |= {name: torch.from_numpy(part) for name, part in zip(pool, stays, strict=True)}
     return Mask(pruned)
 
@@ -227,83 +229,79 @@ def prune(
 Arrays = list[np.ndarray]
 
 
-def _without_lowest(values: Arrays, kept: Arrays, rate: float) -> Arrays:
-    """Returns who stays: all that are kept but for exactly round(rate n) of the lowest, the first ones among equals."""
-    count = int(rate * sum(map(np.count_nonzero, kept)) + 0.5)
-    if count == 0:
+def _without_lowest(values: Arrays, kept: Arrays, rate: float, exact: bool) -> Arrays:
+    """Returns who stays.
+
+    A sample says between which two values the threshold must lie; only what is between them is put in order. Should the
+    sample have been misleading, everything is.
+    """
+    size = sum(map(np.count_nonzero, kept))
+    # A percentile between two neighbours in order separates them; so what lies below it is what lies below the upper
+    # one. The rounding: 0.07 * 100 is a little more than 7.
+    place = int(rate * size + 0.5) - 1 if exact else int(np.ceil(round(rate * (size - 1), 6)))
+    if size == 0 or place < 0:
         return [keep.copy() for keep in kept]
-    threshold, below, near = _order_statistic(values, kept, count - 1)
-    stays = [np.greater(value, threshold, order="C") for value in values]
-    for stay, keep in zip(stays, kept, strict=True):
-        stay &= keep
-    spare = count - below  # of those that equal the threshold, so many leave
-    for (value, keep, stay), close in zip(_pieces(values, kept, stays), near, strict=True):
-        if (close == threshold).any():
-            ties = np.flatnonzero((value == threshold) & keep)
-            stay[ties[spare:]] = True
-            spare = max(0, spare - len(ties))
+    stays = [np.empty(keep.shape, bool) for keep in kept]
+    pieces = list(_pieces(values, kept, stays))
+    near, below = _split(pieces, *_bracket(values, kept, place / size))
+    if not below <= place < below + sum(map(len, near)):
+        near, below = _split(pieces, -np.inf, np.inf)
+    between = np.concatenate([value[places] for (value, *_), places in zip(pieces, near, strict=True)])
+    if np.isnan(between).any():
+        raise ValueError("a score is not a number: the network it came from has diverged")
+    threshold = np.partition(between, place - below)[place - below]
+    stay = between >= threshold
+    if exact:  # of those that equal the threshold, the first ones leave
+        ties = np.flatnonzero(between == threshold)
+        stay[ties[: place + 1 - below - np.count_nonzero(~stay)]] = False
+    ends = np.cumsum([len(places) for places in near])[:-1]
+    for (*_, stays_here), places, decided in zip(pieces, near, np.split(stay, ends), strict=True):
+        stays_here[places] = decided
     return stays
 
 
-def _from_percentile(values: Arrays, kept: Arrays, rate: float) -> Arrays:
-    """Returns who stays: all that are kept, from the percentile on.
+def _bracket(values: Arrays, kept: Arrays, quantile: float) -> tuple[float, float]:
+    """Returns two values between which the quantile of what is kept most likely lies, from a sample."""
+    sample = np.sort(np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)]))
+    middle, room = quantile * len(sample), 4 * len(sample) ** 0.5
+    low = sample[int(middle - room)] if middle > room else -np.inf
+    high = sample[int(middle + room)] if middle + room < len(sample) else np.inf
+    return low, high
 
-    A percentile between two neighbours in order separates them; so what lies below it is what lies below the upper one.
+
+def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, int]:
+    """Parts what is kept at two values; what is not a number is neither below nor above.
+
+    Args:
+        pieces: (values, kept, stays); ``stays`` is set where a kept value is higher than ``high``.
+
+    Returns:
+        Of each piece the places in between, and how many kept values are lower.
     """
-    count = sum(map(np.count_nonzero, kept))
-    if not count:
-        return [keep.copy() for keep in kept]
-    place = int(np.ceil(round(rate * (count - 1), 6)))  # 0.07 * 100 is a little more than 7
-    threshold, *_ = _order_statistic(values, kept, place)
-    return [np.greater_equal(value, threshold) & keep for value, keep in zip(values, kept, strict=True)]
+
+    def split(share: Sequence[Arrays]) -> list[tuple[np.ndarray, int]]:
+        found = []
+        for value, keep, stays in share:
+            under = value < low
+            np.greater(value, high, out=stays)
+            between = under == stays
+            between &= keep
+            under &= keep
+            stays &= keep
+            found.append((np.flatnonzero(between), np.count_nonzero(under)))
+        return found
+
+    size = -(-len(pieces) // torch.get_num_threads())
+    with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter
+        shares = pool.map(split, (pieces[start : start + size] for start in range(0, len(pieces), size)))
+        near, below = zip(*itertools.chain.from_iterable(shares), strict=True)
+    return list(near), sum(below)
 
 
-def _order_statistic(values: Arrays, kept: Arrays, place: int) -> tuple[np.floating, int, Arrays]:
-    """Returns the kept value at a place (from 0) in ascending order, how many are lower, and piece by piece those near.
-
-    A sample says between which two values it must lie; only what is between them is put in order. Should the sample
-    have been misleading, everything is.
-
-    Raises:
-        ValueError: if a kept value is not a number.
-    """
-    sample = np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)])
-    count = sum(map(np.count_nonzero, kept))
-    low, high = -np.inf, np.inf
-    if len(sample) > 1000:
-        sample.sort()
-        middle, room = place / count * len(sample), 4 * len(sample) ** 0.5
-        low = sample[int(middle - room)] if middle > room else low
-        high = sample[int(middle + room)] if middle + room < len(sample) else high
-    near, below = _between(values, kept, low, high)
-    if not below <= place < below + sum(map(len, near)):
-        near, below = _between(values, kept, -np.inf, np.inf)
-    joined = np.concatenate(near)
-    if np.isnan(joined).any():
-        raise ValueError("a score is not a number: the network it came from has diverged")
-    threshold = np.partition(joined, place - below)[place - below]
-    return threshold, below + np.count_nonzero(joined < threshold), near
-
-
-def _between(values: Arrays, kept: Arrays, low: float, high: float) -> tuple[Arrays, int]:
-    """Returns of each piece the kept values that are not outside [``low``, ``high``], and how many of all are lower.
-
-    What is not a number is not outside.
-    """
-    near, below = [], 0
-    for value, keep in _pieces(values, kept):
-        under, over = value < low, value > high
-        under &= keep
-        over &= keep
-        below += np.count_nonzero(under)
-        near.append(value[keep ^ under ^ over])
-    return near, below
-
-
-def _pieces(*pools: Arrays, size: int = 2**16) -> Iterator[Arrays]:
+def _pieces(*pools: Arrays, size: int = 2**17) -> Iterator[Arrays]:
     """The same stretch of each pool's arrays, flattened: it comes from memory once and is in the cache from then on."""
     for arrays in zip(*pools, strict=True):
-        flat = [array.ravel() for array in arrays]
+        flat = [array.reshape(-1) for array in arrays]
         for start in range(0, flat[0].size, size):
             yield [array[start : start + size] for array in flat]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-5  # of LayerNorm
-LARGE = 2**23  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
+LARGE = 8_000_000  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:

@@ -154,7 +154,8 @@ def test_each_parameter_has_a_kind_and_the_prunable_ones_are_of_the_right_type(n
     network = build_network(load_settings("smoke", network={"unused": True}).network)
     table = describe(network).set_index("name")
     assert list(table.index) == [name for name, _ in network.named_parameters()]
-    assert set(table.kind) == {*PRUNABLE_KINDS, "norm", "unused", "prompt", "bias", "temperature"}
+    declared = set(PRUNABLE_KINDS) - {"convolution", "linear"}  # what a layer is called that nobody has declared
+    assert set(table.kind) == {*declared, "norm", "unused", "prompt", "bias", "temperature"}
     mask = Mask.dense(network, norms=norms, unused=unused)
     kinds = {*PRUNABLE_KINDS, *(["norm"] if norms else []), *(["unused"] if unused else [])}
     assert list(mask) == [name for name in table.index if table.kind[name] in kinds]
@@ -192,5 +193,8 @@ def test_no_name_decides_what_is_prunable():
 def test_a_layer_without_a_kind_is_not_passed_over_in_silence():
     network = build_network("pico")
     network.add_module("weightless", nn.Conv2d(1, 1, 1))
-    with pytest.raises(KeyError, match="weightless"):
+    assert describe(network).set_index("name").kind["weightless.weight"] == "convolution"
+    assert "weightless.weight" in Mask.dense(network)
+    network.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(KeyError, match="scale"):
         describe(network)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from mirl_study import SettingsError, Ticket, cli, load_settings, lottery, tickets
 from mirl_study.analysis import open_run
 from mirl_study.masks import Mask, dense_mask, kind_of
-from mirl_study.network import build_network, describe, fingerprint
+from mirl_study.network import PromptIR, build_network, describe, fingerprint
 from mirl_study.settings import ONE_SHOT, PRESETS
 from mirl_study.tickets import CHECKS, TicketError, beside
 
@@ -372,7 +372,7 @@ def test_the_path_of_the_images_stays_at_home(smoke_results):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_kinds_are_told_from_names(preset):
     with torch.device("meta"):
-        table = describe(lottery.PromptIR(PRESETS[preset]))
+        table = describe(PromptIR(PRESETS[preset]))
     assert [kind_of(name) for name in table["name"]] == list(table["kind"])
 
 
