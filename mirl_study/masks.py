@@ -146,9 +146,7 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             ValueError: if the masks are of different networks.
         """
-        both, either = (
-            self._combine(other, op).kept for op in (torch.logical_and, torch.logical_or)
-        )
+        both, either = (self._combine(other, op).kept for op in (torch.logical_and, torch.logical_or))
         return both / either if either else 1.0
 
     def __and__(self, other: "Mask") -> "Mask":

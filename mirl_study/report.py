@@ -12,6 +12,8 @@ import jinja2
 import pandas as pd
 
 from mirl_study import analysis, figures, gallery, sentences, similarity, tables, trained, transfer, verdicts
+from mirl_study.comparison import figures as model_figures
+from mirl_study.comparison import tables as model_tables
 from mirl_study.sentences import MARGIN, counted
 from mirl_study.settings import LOTTERY, METHODS, SETTINGS, SettingsError, read_settings
 from mirl_study.store import results_root, write_csv
@@ -66,6 +68,7 @@ def write(
             "profile": profile,
             "parts": parts,
             "between": _between(study, made, profile, results),
+            "models": _models(made, profile, results),
             "missing": missing(found),
             "notes": [*problems, *filter(None, [trained.missing(found)])],
             "head": [(name, run[name]) for name in HEAD if name in run],
@@ -146,6 +149,35 @@ def _between(study: gallery.Study, made: Path, profile: str, results: Path | str
         if gap := similarity.missing(study.found, method, seed, study.ticket, profile):
             told.append(f"Whether the tickets of all settings share a core cannot be said yet: {gap}.")
     return {"told": [*told, *transfer.in_words(transfers)], "figures": images}
+
+
+def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, Any]:
+    """The other models of the paper's Table I: their counts, how they restore, and whether pruning tells the same."""
+    counts = model_tables.counted()
+    write_csv(made / "tables" / "models.csv", counts)
+    found = model_tables.runs(profile, results)
+    parts = []
+    for setting, numbers in model_tables.comparison_tables(profile, results).items():
+        files = tables.write_table(numbers, made / "tables", f"{setting}-models")
+        drawn = {"models": (model_figures.models(found, setting), "What each gains over the degraded input")}
+        scores = model_tables.cut_scores(profile, results, setting)
+        if len(scores):
+            write_csv(made / "tables" / f"{setting}-beyond.csv", scores)
+            drawn["beyond"] = (model_figures.beyond(scores), "Cut once, globally and layer by layer")
+        part = {
+            "name": setting,
+            "table": _html(tables.as_text(numbers)),
+            "files": [path.relative_to(made).as_posix() for path in files],
+            "told": model_tables.in_words(scores) if len(scores) else [],
+            "left_out": model_tables.missing(found, setting),
+        }
+        images = [
+            {"title": title, "image": inline(figures.save(figure, made / "figures", f"{setting}-{name}"))}
+            for name, (figure, title) in drawn.items()
+        ]
+        parts.append(part | {"figures": images})
+    shown = counts[["model", "published", "found", "configuration", "note", "original recipe"]]
+    return {"counts": shown.to_html(index=False, border=0, formatters={"found": "{:,}".format}), "parts": parts}
 
 
 def inline(paths: Iterable[Path]) -> str:

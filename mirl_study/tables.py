@@ -176,9 +176,10 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
     for group, prefix in ((OURS, ""), (THEIRS, "paper_")):
         if f"{prefix}parameters" not in numbers:
             continue
-        if not prefix:
-            last = next(name for name in reversed(list(numbers)) if name.endswith("_delta"))
-            text[group, "above dense / dB"] = numbers[last].map(lambda value: "–" if pd.isna(value) else _signed(value))
+        if not prefix and (last := [name for name in numbers if name.endswith("_delta")][-1:]):
+            text[group, "above dense / dB"] = numbers[last[0]].map(
+                lambda value: "–" if pd.isna(value) else _signed(value)
+            )
         text[group, "parameters"] = numbers[f"{prefix}parameters"].map(
             lambda value: "–" if pd.isna(value) else count(value)
         )

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 from mirl_study.analysis import SINGLE, by_task
 from mirl_study.comparison import MODELS
 from mirl_study.comparison.tables import STUDY
-from mirl_study.figures import COLORS, MARKS, STYLE, count
+from mirl_study.figures.style import COLORS, MARKS, STYLE, count
 from mirl_study.settings import LOTTERY
 from mirl_study.store import read_json
 

@@ -101,6 +101,24 @@ def gap(scores: pd.DataFrame, task: str = "mean") -> pd.DataFrame:
     )
 
 
+def in_words(scores: pd.DataFrame) -> list[str]:
+    """Says, density by density, in how many of the models the global cut is above the layer-wise one.
+
+    Args:
+        scores: what ``cut_scores`` returned.
+    """
+    lines = []
+    for density, rows in gap(scores).groupby("density", sort=False):
+        ahead, seeds = (rows.difference > 0).sum(), rows.seeds.max()
+        least, most = rows.loc[rows.difference.idxmin()], rows.loc[rows.difference.idxmax()]
+        lines.append(
+            f"Cut to {density:.0%}, the global cut is above the layer-wise one in {ahead} of {len(rows)} models: from "
+            f"{least.difference:+.2f} dB ({MODELS[least.model].title}) to {most.difference:+.2f} dB "
+            f"({MODELS[most.model].title}), {'one seed' if seeds == 1 else f'up to {seeds} seeds'}."
+        )
+    return lines
+
+
 def comparison_table(found: pd.DataFrame, setting: str = "all_in_one") -> pd.DataFrame:
     """Makes the upper rows of a table like the paper's II (one task) or III (all-in-one): the models, not pruned.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mirl_study import SettingsError, build_network, load_settings, lottery, report, store
+from mirl_study import tables as study_tables
 from mirl_study.checkpoint import Checkpoints
 from mirl_study.comparison import MODELS, chains, figures, tables
 from mirl_study.data import load_bank
@@ -199,11 +200,23 @@ def test_published_rows_are_there_without_a_run(played):
 
 def test_the_reports_own_functions_read_the_table(played, tmp_path):
     table = tables.comparison_table(tables.runs("smoke", played))
-    text = report.as_text(table)
+    text = study_tables.as_text(table)
     assert len(text) == len(table)
-    paths = report.write_table(table, tmp_path, "models")
+    paths = study_tables.write_table(table, tmp_path, "models")
     assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
     assert "25.90 / 0.8409" in paths[1].read_text() and "input (no restoration)" in paths[1].read_text()
+
+
+def test_the_report_has_all_models(played):
+    page = report.write(played, "smoke").read_text()
+    section = page.split("The other models of Table I")[1]
+    for name, model in MODELS.items():
+        assert section.count(model.title) >= 2 and (name == "promptir" or f"{model.found:,}" in section)
+    assert "Cut to 10%, the global cut is above the layer-wise one in" in section
+    made = played / "smoke" / "report"
+    for file in ("models.csv", "all_in_one-models.csv", "all_in_one-beyond.csv"):
+        assert (made / "tables" / file).is_file()
+    assert (made / "figures" / "all_in_one-beyond.svg").is_file()
 
 
 def test_counted():
