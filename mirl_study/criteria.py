@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirl_study import settings
 from mirl_study.masks import Mask
 from mirl_study.network import Attention, FeedForward, Prompt
 from mirl_study.settings import SCOPES, choose
@@ -173,6 +175,28 @@ CRITERIA: dict[str, Criterion] = {
     "grasp": grasp,
     "synflow": synflow,
 }
+
+
+@contextmanager
+def trial(name: str, criterion: Criterion) -> Iterator[None]:
+    """Lets settings name one more criterion while the block runs; runs that are kept should not be made with it.
+
+    Args:
+        name: for the settings.
+        criterion: from evidence to scores.
+
+    Raises:
+        SettingsError: if there is a criterion of this name.
+    """
+    if name in CRITERIA:
+        raise settings.SettingsError(f"criterion={name!r} is not allowed: the name of another criterion is taken")
+    known = settings.CRITERIA
+    CRITERIA[name], settings.CRITERIA = criterion, (*known, name)
+    try:
+        yield
+    finally:
+        del CRITERIA[name]
+        settings.CRITERIA = known
 
 
 def prune(
