@@ -10,7 +10,7 @@ from mirl_study import verdicts
 from mirl_study.analysis import within_margin
 from mirl_study.settings import LOTTERY
 from mirl_study.widgets.lab import Lab
-from mirl_study.widgets.stations import NAMES, chance
+from mirl_study.widgets.stations import NAMES, chance, heading
 
 CLOSE = 0.1  # dB that count as no difference, as in the other notebooks
 HALF = 0.8**3  # density at which about half of the weights are left
@@ -99,7 +99,7 @@ def holds(lab: Lab, method: str = "MIR-L-G") -> Question:
     ]
     place = 0 if last is None else next(n for n, (low, high) in enumerate(spans, 1) if low <= last <= high)
     text = f"pruned little by little and trained again each time, how long does the {NAMES[method]} ticket stay "
-    text += f"within {CLOSE} dB of the dense network, on {_of(task)}?"
+    text += f"within {CLOSE} dB of the dense network, on {heading(task)}?"
     told = f"Seed {lab.seed}: {'in no round from the start on' if last is None else f'up to round {last}'}"
     told += f"; within it again in round {', '.join(map(str, again))}." if again else "."
     by_family = {
@@ -118,7 +118,7 @@ def ahead(lab: Lab) -> Question:
     more = int((gap > 0).sum())
     options = ("global", "layer-wise", "each in as many")
     answer = options[2] if 2 * more == len(gap) else options[0 if 2 * more > len(gap) else 1]
-    told = f"On {_of(task)}, mean over {own.seed.nunique()} seeds: global is ahead in {more} of {len(gap)} rounds. "
+    told = f"On {heading(task)}, mean over {own.seed.nunique()} seeds: global is ahead in {more} of {len(gap)} rounds. "
     told += (
         f"Global − layer-wise is {gap.mean():+.2f} dB on average over the rounds, {gap.iloc[-1]:+.2f} dB in the last."
     )
@@ -140,12 +140,9 @@ def control(lab: Lab, control: str = "reinit", method: str = "MIR-L-G") -> Quest
         "reinit": "the ticket's mask on other initial values",
         "shuffled": "as many weights in each layer, at places drawn at random",
     }
-    text = (
-        f"{what.get(control, control)} (`{control}`), trained like the ticket. On {_of(lab.panels[0])} it will be ..."
-    )
-    return Question(
-        text.replace("`", ""), options, answer, f"{row['mean']:+.2f} dB to the ticket over {row.seeds} seeds{interval}."
-    )
+    text = f"{what.get(control, control)} ({control}), trained like the ticket. "
+    text += f"On {heading(lab.panels[0])} it will be ..."
+    return Question(text, options, answer, f"{row['mean']:+.2f} dB to the ticket over {row.seeds} seeds{interval}.")
 
 
 def shared(lab: Lab, index: int | None = None) -> Question:
@@ -159,7 +156,3 @@ def shared(lab: Lab, index: int | None = None) -> Question:
     text = "global and layer-wise lottery start from the same initial weights. "
     text += f"Of the weights that either keeps in round {index}, how many do both keep?"
     return Question(text, options, options[min(int(iou * 4), 3)], told)
-
-
-def _of(task: str) -> str:
-    return "the mean of the families" if task == "mean" else task

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from mirl_study import controls, verdicts
 from mirl_study.figures import MARKS
+from mirl_study.masks import Mask
 from mirl_study.settings import LOTTERY, SettingsError
 from mirl_study.widgets.lab import SCOPES, Lab, options, spread
 from mirl_study.widgets.panel import STYLE, Canvas, Choice, Panel
@@ -41,7 +42,7 @@ def degrade(lab: Lab) -> Panel:
         images = [
             _image(axis, "cividis" if "error" in title else None) for axis, title in zip(axes, titles, strict=True)
         ]
-        figure.colorbar(images[-1], ax=axes[3:], location="right", label="|difference|, mean over R, G, B", shrink=0.8)
+        figure.colorbar(images[-1], ax=axes[3:], location="right", label="|difference|", shrink=0.8)
     canvas = Canvas(figure, [*images, *(axis.title for axis in axes)])
     for task in lab.samples:  # here, so that a callback only shows
         lab.restored(task, "dense")
@@ -73,18 +74,25 @@ def prune(lab: Lab) -> Panel:
     """Station 2: the trained dense network, pruned once by magnitude, without training again."""
     layers = list(lab.magnitudes)
     sizes = [values[values > 0].log10() for values in lab.magnitudes.values()]
-    low, high = min(float(v.min()) for v in sizes), max(float(v.max()) for v in sizes)
-    low = max(low, high - 6)
+    together = np.concatenate([v.numpy().ravel() for v in sizes])
+    low, high = float(np.quantile(together, 0.002)), float(together.max())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.2, 5.3), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(2.3, 3))
         histogram, spans = top.subplots(1, 2, width_ratios=(2, 3))
-        histogram.hist(np.concatenate([v.numpy().ravel() for v in sizes]), bins=80, range=(low, high), color="0.6")
-        histogram.set(xlabel="log10 of |weight|", ylabel="prunable weights", title="all weights of the trained network")
+        histogram.hist(together, bins=80, range=(low, high), color="0.6")
+        histogram.set(
+            xlabel="|weight|, log scale", ylabel="prunable weights", title="all weights of the trained network"
+        )
         quantiles = np.array([np.quantile(v.numpy(), (0.05, 0.95)) for v in sizes])
         spans.vlines(range(len(layers)), *quantiles.T, color="0.6", lw=3)
-        spans.set(xlabel="prunable layer, in the network's order", ylabel="log10 of |weight|", ylim=(low, high + 0.1))
+        spans.set(
+            xlabel="prunable layer, in the network's order", ylabel="|weight|, log scale", ylim=(low - 0.7, high + 0.1)
+        )
         spans.set_title("each layer (bar: 5 to 95 % of its weights)")
+        for axis in (histogram.xaxis, spans.yaxis):
+            axis.set_major_locator(MultipleLocator(1))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:g}"))
         cut = histogram.axvline(low, color=COLORS[0], lw=2.5)
         level = spans.axhline(low, color=COLORS[0], lw=2.5, label="global threshold")
         (stairs,) = spans.plot(
@@ -160,12 +168,10 @@ def play(lab: Lab) -> Panel:
             mask = lab.mask(method, index)
             tensor = mask[f"{layer}.weight"]
             _mask_image(images[method], tensor)
-            images[method].axes.set_title(
-                f"{NAMES[method]}: {layer}\n{int(tensor.sum())} of {tensor.numel()} kept", fontsize=10
-            )
+            images[method].axes.set_title(f"{NAMES[method]}\n{int(tensor.sum()):,} of {tensor.numel():,} kept")
             told.append(f"{NAMES[method]} <b>{curve.iloc[-1] + level:.2f} dB</b> ({len(mask.emptied())} layers empty)")
         dense.set_ydata([lab.levels.psnr[task] - level] * 2)
-        axis.set_title(f"{task}, seed {lab.seed}: rounds 0 to {index}")
+        axis.set_title(f"{heading(task)}, seed {lab.seed}: rounds 0 to {index}")
         mask = lab.mask("MIR-L-G", index)
         return canvas.png(), (
             f"Round <b>{index}</b>: {mask.kept:,} of {mask.size:,} prunable weights ({mask.density():.1%}), rewound "
@@ -204,7 +210,9 @@ def scopes(lab: Lab) -> Panel:
             dense = lab.scores[(lab.scores.method == "dense") & (lab.scores.task == task)]
             axis.axhline(dense.psnr.mean(), **DENSE, label="dense")
             axis.axhline(dense.input_psnr.mean(), **INPUT, label="input")
-            axis.set(xlabel="round", ylabel="PSNR / dB", title=f"{task}: a point a seed, lines through the means")
+            axis.set(
+                xlabel="round", ylabel="PSNR / dB", title=f"{heading(task)}: a point a seed, lines through the means"
+            )
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             figure.legend(loc="outside right upper", frameon=False, fontsize=10)
         drawn[task] = Canvas(figure, []).png()
@@ -256,7 +264,18 @@ def told_scopes(lab: Lab, task: str, chains: pd.DataFrame | None = None) -> list
         return [*told, "The layer-wise lottery with the norms treated the other way has not been played here."]
     changed = (own[third] - own["layer-wise"]).dropna()
     last = changed.index.get_level_values("round").max()
-    return [*told, f"Round {last}: {third}, against layer-wise as it is = {_interval(changed.loc[last])}."]
+    told.append(f"Round {last}: {third}, against layer-wise as it is = {_interval(changed.loc[last])}.")
+    return [*told, *_gains_left(lab)]
+
+
+def _gains_left(lab: Lab) -> list[str]:
+    """Says how many gains of the norms the last round of the other layer-wise lottery has, by its masks."""
+    place = lab.folders["dense"].parents[1] / "controls" / lab.settings.control("norms")
+    told = []
+    for folder in sorted(place.glob("seed*/round*/mask.npz"))[-1:]:
+        left, size = Mask.load(folder).counts("kind").get("norm", (0, 0))
+        told += [f"There, {left} of {size} gains are left in the last round."] if size else []
+    return told
 
 
 def _interval(values: pd.Series) -> str:
@@ -316,7 +335,7 @@ def _beside(frame: pd.DataFrame, columns: list[str], task: str) -> bytes:
             )
         axis.axhline(frame.input_psnr.mean(), **INPUT, label="input")
         axis.set_xticks(range(len(columns)), columns)
-        axis.set(ylabel="PSNR / dB", title=f"{task}: a line a seed", xlim=(-0.3, len(columns) - 0.7))
+        axis.set(ylabel="PSNR / dB", title=f"{heading(task)}: a line a seed", xlim=(-0.3, len(columns) - 0.7))
         figure.legend(loc="outside right upper", frameon=False, fontsize=10)
     return Canvas(figure, []).png()
 
@@ -362,11 +381,11 @@ def explore(lab: Lab) -> Panel:
         axis = bottom.subplots()
         count = len(lab.layers)
         style = {
-            "A": {"color": COLORS[0], "marker": "o", "ls": "-"},
-            "B": {"color": COLORS[1], "marker": "s", "ls": "--"},
+            "A": {"color": COLORS[0], "marker": "o"},
+            "B": {"color": COLORS[1], "marker": "s"},
         }
         lines = {
-            name: axis.plot(range(count), [1] * count, **look, ms=4, lw=1, label=name)[0]
+            name: axis.plot(range(count), [1] * count, **look, ls="", ms=4.5, mec="0.2", mew=0.4, label=name)[0]
             for name, look in style.items()
         }
         here = axis.axvline(0, color="0.15", lw=1)
@@ -374,7 +393,7 @@ def explore(lab: Lab) -> Panel:
             xlabel="prunable layer, in the network's order (an empty one has no marker)",
             ylabel="density",
             yscale="log",
-            ylim=(1e-3, 1.4),
+            ylim=(3e-4, 1.6),
         )
         axis.legend(loc="lower left", fontsize=9, ncols=2)
     canvas = Canvas(figure, [*images, *lines.values(), here, *(one.title for one in axes)])
@@ -384,9 +403,7 @@ def explore(lab: Lab) -> Panel:
         name = f"{layer}.weight"
         for artist, (label, mask) in zip(images, masks.items(), strict=False):
             _mask_image(artist, mask[name])
-            artist.axes.set_title(
-                f"{label}: {layer}\n{int(mask[name].sum())} of {mask[name].numel()} kept", fontsize=10
-            )
+            artist.axes.set_title(f"{label}\n{int(mask[name].sum()):,} of {mask[name].numel():,} kept")
             lines[label].set_ydata([value or np.nan for value in mask.densities().values()])
         ours, theirs = masks["A"][name], masks["B"][name]
         kinds = (ours.long() + 2 * theirs.long()).flatten(1).numpy()  # 0 neither, 1 only A, 2 only B, 3 both
@@ -394,7 +411,7 @@ def explore(lab: Lab) -> Panel:
         _fit(images[2], table[kinds])
         own = masks["A"].density(), masks["B"].density()
         here.set_xdata([lab.layers.index(layer)] * 2)
-        axes[2].set_title(f"A against B\n{_share(ours, theirs)}", fontsize=10)
+        axes[2].set_title(f"A against B\n{_share(ours, theirs)}")
         return canvas.png(), (
             f"Round {index}: A keeps {own[0]:.1%}, B {own[1]:.1%} of the prunable weights. Of the weights that either "
             f"keeps, both keep <b>{masks['A'].iou(masks['B']):.1%}</b>; masks with as many weights in each layer that "
@@ -433,6 +450,11 @@ def chance(a: Any, b: Any) -> float:
     both = sum(ours[name] * theirs[name] * tensor.numel() for name, tensor in a.items())
     either = a.kept + b.kept - both
     return both / either if either else 1.0
+
+
+def heading(task: str) -> str:
+    """A family of tasks, or their mean, in words."""
+    return "the mean of the families" if task == "mean" else task
 
 
 def _line(method: str) -> dict[str, Any]:
