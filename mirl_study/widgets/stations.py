@@ -77,7 +77,7 @@ def prune(lab: Lab) -> Panel:
     together = np.concatenate([v.numpy().ravel() for v in sizes])
     low, high = float(np.quantile(together, 0.002)), float(together.max())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 5.3), layout="constrained")
+        figure = Figure(figsize=(11.2, 4.6), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(2.3, 3))
         histogram, spans = top.subplots(1, 2, width_ratios=(2, 3))
         histogram.hist(together, bins=80, range=(low, high), color="0.6")
@@ -142,7 +142,7 @@ def prune(lab: Lab) -> Panel:
 def play(lab: Lab) -> Panel:
     """Station 3: the lottery, a round at a time; curves and the mask of one layer for both scopes."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(11.2, 4.2), layout="constrained")
         axis, *others = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
         lines = {m: axis.plot([], [], **_line(m) | {"ms": 6}, label=NAMES[m])[0] for m in NAMES}
         dense, given = axis.axhline(0, **DENSE, label="dense"), axis.axhline(0, **INPUT, label="input (not restored)")
@@ -367,7 +367,7 @@ def explore(lab: Lab) -> Panel:
     """Station 5, the mask explorer: two tickets, where they agree and where not."""
     chains = tickets(lab)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 5.4), layout="constrained")
+        figure = Figure(figsize=(11.2, 4.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
         axes = top.subplots(1, 3)
         images = [_image(axes[0], "cividis"), _image(axes[1], "cividis"), _image(axes[2])]
@@ -425,8 +425,8 @@ def explore(lab: Lab) -> Panel:
     choices = {
         "a": Choice("Ticket A", chains, own[-1] if own else texts[0]),
         "b": Choice("Ticket B", chains, own[0] if own else texts[-1]),
-        "index": Choice("Round", rounds, f"round {lab.ticket}", "slider"),
         "layer": Choice("Layer", options(lab.layers), first),
+        "index": Choice("Round", rounds, f"round {lab.ticket}", "slider"),
     }
     twins = [text for text, (_, method) in chains.items() if method == "MIR-L-G"][:2]
     stills = [{"index": f"round {index}"} for index in spread(lab.rounds, 3)]
