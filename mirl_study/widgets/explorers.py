@@ -20,7 +20,7 @@ from mirl_study.widgets.lab import CROP, Lab, middle, options, rate
 from mirl_study.widgets.panel import Choice, Panel, png
 from mirl_study.widgets.stations import NAMES
 
-ZOOM = 7  # screen pixels for a pixel
+ZOOM = 8  # screen pixels for a pixel
 NOISE = 25  # sigma, in grey levels, that is added to a clean picture of one's own
 
 
@@ -170,7 +170,10 @@ def browse(lab: Lab) -> Panel:
             "torch": facts.get("versions", {}).get("torch", ""),
             "started": facts.get("started", ""),
         }
-        table = scores.pivot_table(index=["round", "density"], columns="task", values="psnr", sort=False).reset_index()
+        table = scores  # of a probe: it has no rounds
+        if {"round", "density"} <= set(scores):
+            places = ["round", "density"]
+            table = scores.pivot_table(index=places, columns="task", values="psnr", sort=False).reset_index()
         head = "; ".join(f"{name}: <b>{html.escape(str(value))}</b>" for name, value in line.items())
         shown = table.to_html(index=False, float_format=lambda v: f"{v:.3f}", border=0)
         return None, f"{head}<p>PSNR / dB by task (means over test images)</p>{shown}"

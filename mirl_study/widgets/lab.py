@@ -18,7 +18,7 @@ from mirl_study.network import PromptIR
 from mirl_study.settings import LOTTERY, Settings, SettingsError, load_settings
 from mirl_study.store import project_root
 
-CROP = 64  # pixels: of the middle part that a callback restores; two networks then take less than a tenth of a second
+CROP = 56  # pixels: of the middle part that a callback restores; two networks then take less than a tenth of a second
 SCOPES = {scope: method for method, scope in LOTTERY.items()}
 
 

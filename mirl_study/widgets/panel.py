@@ -67,6 +67,12 @@ class Canvas:
         figure.set_layout_engine("none")
         self.still = self.canvas.copy_from_bbox(figure.bbox)
 
+    def whole(self) -> bytes:
+        """Returns the figure drawn anew, for one whose axes change, too."""
+        with mpl.rc_context(STYLE):
+            self.canvas.draw()
+        return png(np.asarray(self.canvas.buffer_rgba())[..., :3])
+
     def png(self) -> bytes:
         """Returns the figure as it is now."""
         self.canvas.restore_region(self.still)

@@ -296,16 +296,37 @@ def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
     frame = verdicts.gather(lab.profile, lab.setting, method, lab.ticket, lab.results)
     names = [name for name in frame.control.unique() if name not in ("ticket", "dense")]
     pairs = verdicts.paired(frame, "ticket")
-    drawn: dict[tuple[str, str], bytes] = {}
+    width = 3 if names else 2
+    tables = {task: own.pivot(index="control", columns="seed", values="psnr") for task, own in frame.groupby("task")}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.8), layout="constrained")
+        axis = figure.subplots()
+        lines = {}
+        for place, seed in enumerate(sorted(frame.seed.unique())):
+            style = {"color": COLORS[place % len(COLORS)], "marker": "os^DvPX"[place % 7], "ms": 9}
+            style["linestyle"] = ("-", "--", ":", "-.")[place % 4]
+            lines[seed] = axis.plot(range(width), [20.0] * width, **style, label=f"seed {seed}")[0]
+        given = axis.axhline(20, **INPUT, label="input")
+        axis.set(ylabel="PSNR / dB", xlim=(-0.3, width - 0.7), ylim=(19, 25), title=" ")
+        axis.set_xticks(range(width), ["dense", "ticket", ""][:width])
+        figure.legend(loc="outside right upper", frameon=False, fontsize=10)
+    canvas = Canvas(figure, [])
 
     def draw(control: str, task: str) -> tuple[bytes, str]:
         columns = ["dense", "ticket", *([control] if control else [])]
-        if (control, task) not in drawn:
-            drawn[control, task] = _beside(frame[frame.task == task], columns, task)
+        level = frame[frame.task == task].input_psnr.mean()
+        for seed, line in lines.items():
+            line.set_ydata(tables[task].reindex(columns)[seed])
+        given.set_ydata([level] * 2)
+        values = [*tables[task].reindex(columns).stack(), level]
+        room = 0.08 * (max(values) - min(values))
+        axis.set_ylim(min(values) - room, max(values) + room)
+        axis.set_xticks(range(width), columns)
+        axis.set_title(f"{heading(task)}: a line a seed")
         if not control:
-            return drawn[control, task], "No control of this ticket has been played in these results."
+            return canvas.whole(), "No control of this ticket has been played in these results."
         row = pairs[(pairs.control == control) & (pairs.task == task)].iloc[0]
-        return drawn[control, task], f"<b>{control}</b>: {_asked(control)} {_told(row)}"
+        return canvas.whole(), f"<b>{control}</b>: {_asked(control)} {_told(row)}"
 
     listed = options(names) or {"none was played": ""}
     start = "reinit" if "reinit" in listed else next(iter(listed))
@@ -315,29 +336,6 @@ def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
     }
     stills = [{"control": name} for name in ("reinit", "shuffled", "dense_long") if name in listed] or [{}]
     return Panel(choices, draw, stills, 760)
-
-
-def _beside(frame: pd.DataFrame, columns: list[str], task: str) -> bytes:
-    """Draws a line a seed through dense, ticket and control."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 3.8), layout="constrained")
-        axis = figure.subplots()
-        table = frame.pivot(index="control", columns="seed", values="psnr").reindex(columns)
-        for place, (seed, values) in enumerate(table.items()):
-            style = {"color": COLORS[place % len(COLORS)], "marker": "os^DvPX"[place % 7]}
-            axis.plot(
-                range(len(columns)),
-                values,
-                **style,
-                linestyle=("-", "--", ":", "-.")[place % 4],
-                ms=9,
-                label=f"seed {seed}",
-            )
-        axis.axhline(frame.input_psnr.mean(), **INPUT, label="input")
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set(ylabel="PSNR / dB", title=f"{heading(task)}: a line a seed", xlim=(-0.3, len(columns) - 0.7))
-        figure.legend(loc="outside right upper", frameon=False, fontsize=10)
-    return Canvas(figure, []).png()
 
 
 def _asked(control: str) -> str:
