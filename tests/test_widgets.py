@@ -1,5 +1,6 @@
 """The lab's panels and questions: what they say is in the files, and they answer at once."""
 
+import datetime
 import io
 import re
 import statistics
@@ -201,7 +202,7 @@ def test_scopes_are_told_by_the_scores(lab):
         columns=["chain", "seed", "round", "task", "psnr"],
     )
     last = lab.ticket
-    ahead, gap, norms = widgets.told_scopes(lab, "mean", chains)
+    ahead, gap, norms, *_ = widgets.told_scopes(lab, "mean", chains)
     assert ahead.startswith(f"Global is ahead of layer-wise in rounds {', '.join(map(str, range(1, last + 1)))} of")
     assert f"{last:+.2f} dB" in gap and "0 lies outside" in gap
     assert f"{-2 * last:+.2f} dB" in norms
@@ -271,9 +272,10 @@ def test_an_upload_is_offered_and_chosen(lab):
     viewer = widgets.Viewer(lab)
     _, line, said = viewer.widget().children
     upload = line.children[0]
-    upload.value = ({"name": "a.png", "type": "image/png", "size": 1, "content": memoryview(photograph((80, 80)))},)
+    facts = {"type": "image/png", "size": 1, "last_modified": datetime.datetime.now()}
+    upload.value = ({"name": "a.png", "content": memoryview(photograph((80, 80))), **facts},)
     assert viewer.panel.inputs["picture"].value == "a.png" and said.value == ""
-    upload.value = ({"name": "b.png", "type": "image/png", "size": 1, "content": memoryview(b"none")},)
+    upload.value = ({"name": "b.png", "content": memoryview(b"none"), **facts},)
     assert "cannot be read" in said.value
 
 

@@ -86,9 +86,7 @@ def prune(lab: Lab) -> Panel:
         )
         quantiles = np.array([np.quantile(v.numpy(), (0.05, 0.95)) for v in sizes])
         spans.vlines(range(len(layers)), *quantiles.T, color="0.6", lw=3)
-        spans.set(
-            xlabel="prunable layer, in the network's order", ylabel="|weight|, log scale", ylim=(low - 0.7, high + 0.1)
-        )
+        spans.set(xlabel="prunable layer, in the network's order", ylabel="|weight|", ylim=(low - 0.7, high + 0.1))
         spans.set_title("each layer (bar: 5 to 95 % of its weights)")
         for axis in (histogram.xaxis, spans.yaxis):
             axis.set_major_locator(MultipleLocator(1))
@@ -307,7 +305,9 @@ def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
             style["linestyle"] = ("-", "--", ":", "-.")[place % 4]
             lines[seed] = axis.plot(range(width), [20.0] * width, **style, label=f"seed {seed}")[0]
         given = axis.axhline(20, **INPUT, label="input")
-        axis.set(ylabel="PSNR / dB", xlim=(-0.3, width - 0.7), ylim=(19, 25), title=" ")
+        axis.set(
+            ylabel="PSNR / dB", xlim=(-0.3, width - 0.7), ylim=(24.05, 24.3), title=" "
+        )  # room for labels of five characters
         axis.set_xticks(range(width), ["dense", "ticket", ""][:width])
         figure.legend(loc="outside right upper", frameon=False, fontsize=10)
     canvas = Canvas(figure, [])
