@@ -199,11 +199,17 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
 
 
 def overhead() -> dict[str, float]:
-    """Share of each finished lottery's notebook of `laptop` that is neither training nor evaluation, by run folder."""
+    """Share of each finished lottery's notebook of `laptop` that is neither training nor evaluation, by run folder.
+
+    A chain that was taken up again is left out: its notebook is that of the last session alone.
+    """
     shares, root = {}, store.results_root() / "laptop"
     for path in sorted(root.glob("*/MIR-L-*/seed*/notebook.ipynb")):
         rounds = [json.loads(record.read_text()) for record in path.parent.glob("round*/round.json")]
         wall = json.loads(path.read_text())["metadata"]["papermill"]["duration"]
+        sessions = json.loads((path.parent / "run.json").read_text()).get("sessions", [])
+        if not wall or len(sessions) > 1:
+            continue
         busy = sum(facts["training_seconds"] + facts["evaluation_seconds"] for facts in rounds)
         shares[path.parent.relative_to(root).as_posix()] = 1 - busy / wall
     return shares

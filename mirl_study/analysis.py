@@ -1,18 +1,15 @@
 """Finished runs and their masks in numbers: tidy frames, made from files, nothing is run again."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from mirl_study import evaluation
-from mirl_study.data import Bank
-from mirl_study.lottery import default_device, dense_mask, load_round
+from mirl_study.effective import effective
+from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
 from mirl_study.settings import (
@@ -33,7 +30,6 @@ FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"
 SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
 RUN = ["setting", "method", "seed"]  # what names a run
 IDENTITY = 1e-3  # dB: closer than this on every test image, and the network returns its input
-SAME_IMAGE = 0.05  # dB: further than this from the recorded score, and the data are not those of the run
 BLOCK = re.compile(r"(?P<stage>\w+?)(?:\.\d+)?\.(?P<part>(?:attn|ffn|norm\d)\..+)")
 
 
@@ -239,9 +235,9 @@ def layer_densities(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.D
 
     Returns:
         A row a round and layer, in the network's order: ``round``, ``layer`` (the tensor's name without ``.weight``),
-        ``kind``, ``stage`` and ``part`` (a layer in a transformer block: which run of blocks, and where in the block;
-        elsewhere ``part`` is empty), ``inputs`` (of one unit; the layer's initial weights are uniform within one over
-        the square root of it), ``size``, ``kept``, ``density``.
+        ``kind``, ``level`` (see LEVELS), ``stage`` and ``part`` (a layer in a transformer block: which run of blocks,
+        and where in the block; elsewhere ``part`` is empty), ``inputs`` (of one unit; the layer's initial weights are
+        uniform within one over the square root of it), ``size``, ``kept``, ``density``.
     """
     rows = []
     for index, mask in sorted(masks.items()):
@@ -249,11 +245,161 @@ def layer_densities(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.D
             layer, size, kept = name.removesuffix(".weight"), tensor.numel(), int(tensor.sum())
             block = BLOCK.fullmatch(layer)
             stage, part = (block["stage"], block["part"]) if block else (layer.split(".")[0], "")
-            rows.append((index, layer, kinds[name], stage, part, size // len(tensor), size, kept, kept / size))
+            where = kinds[name], level(name), stage, part
+            rows.append((index, layer, *where, size // len(tensor), size, kept, kept / size))
     return pd.DataFrame(rows, columns=LAYER)
 
 
-LAYER = ["round", "layer", "kind", "stage", "part", "inputs", "size", "kept", "density"]
+LAYER = ["round", "layer", "kind", "level", "stage", "part", "inputs", "size", "kept", "density"]
+LEVELS = ("io", "1", "2", "3", "latent", "prompt", "unused")  # in and out; full size to an eighth; prompts; never run
+
+
+def level(name: str) -> str:
+    """Returns at which level of the network a parameter or layer is, one of LEVELS; empty for another network's."""
+    return PromptIR.levels.get(name.split(".")[0], "")
+
+
+def by_place(densities: pd.DataFrame, place: str = "level") -> pd.DataFrame:
+    """Pools layers by level or kind.
+
+    Args:
+        densities: what ``layer_densities`` or ``densities`` returned.
+        place: ``level`` or ``kind``.
+
+    Returns:
+        A row a round and place (and run, if they are named): ``size``, ``kept``, ``density``, ``share`` (of all that is
+        kept), ``empty`` (layers without a kept weight), ``layers``.
+    """
+    keys = [name for name in (*RUN, "round") if name in densities]
+    groups = densities.assign(empty=densities.kept == 0).groupby([*keys, choose("place", place, PLACES)], sort=False)
+    table = groups.agg(
+        size=("size", "sum"), kept=("kept", "sum"), empty=("empty", "sum"), layers=("layer", "count")
+    ).reset_index()
+    whole = table.groupby(keys).kept.transform("sum")
+    return table.assign(density=table.kept / table["size"], share=table.kept / whole.where(whole > 0))
+
+
+PLACES = ("level", "kind")
+
+
+def liveness(masks: Mapping[int, Mask], network: NetworkSettings) -> pd.DataFrame:
+    """Says how much of each layer does anything: what is kept is not yet what counts.
+
+    Args:
+        masks: by round.
+        network: the shape of theirs.
+
+    Returns:
+        A row a round and layer: ``round``, ``layer``, ``kind``, ``level``, ``size``, ``kept``, ``effective`` (kept
+        weights on a path from image to output that get a gradient: see ``effective.effective``), ``units`` (output
+        channels), ``bare`` (units without a kept weight), ``dead`` (units without an effective weight).
+    """
+    rows, named = [], kinds(network)
+    for index, mask in sorted(masks.items()):
+        live = effective(mask, network)
+        for name, keep in mask.items():
+            counts = keep.flatten(1).sum(1) if keep.dim() > 1 else keep.long()
+            works = live[name].flatten(1).sum(1) if keep.dim() > 1 else live[name].long()
+            sizes = keep.numel(), int(counts.sum()), int(works.sum())
+            units = len(keep), int((counts == 0).sum()), int((works == 0).sum())
+            rows.append((index, name.removesuffix(".weight"), named[name], level(name), *sizes, *units))
+    return pd.DataFrame(rows, columns=LIVE)
+
+
+LIVE = ["round", "layer", "kind", "level", "size", "kept", "effective", "units", "bare", "dead"]
+
+
+def lives(found: pd.DataFrame) -> pd.DataFrame:
+    """Gathers ``liveness`` of the finished lotteries among ``found``, with what names the run in front."""
+    parts = []
+    for run in found[found.finished & found.method.isin(LOTTERY)].itertuples():
+        table = liveness(load_masks(run.folder), open_run(run.folder).settings.network)
+        parts.append(table.assign(setting=run.setting, method=run.method, seed=run.seed))
+    return pd.concat(parts, ignore_index=True)[[*RUN, *LIVE]] if parts else pd.DataFrame(columns=[*RUN, *LIVE])
+
+
+def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
+    """Counts a mask against each of the three denominators of sparsity.
+
+    Args:
+        lives: what ``liveness`` or ``lives`` returned.
+        parameters: of the whole network, those that are never pruned included.
+
+    Returns:
+        A row a round (and run, if they are named): ``prunable``, ``kept``, ``effective`` (weights), ``left`` (kept and
+        never pruned), ``units``, ``dead`` (see ``liveness``); ``of_prunable`` (kept over prunable), ``of_trainable``
+        (left over all parameters), ``of_effective`` (effective over prunable), ``idle`` (share of the kept weights that
+        is not effective).
+    """
+    keys = [name for name in (*RUN, "round") if name in lives]
+    table = lives.groupby(keys, sort=False)[["size", "kept", "effective", "units", "dead"]].sum().reset_index()
+    table = table.rename(columns={"size": "prunable"})
+    left = parameters - table.prunable + table.kept
+    return table.assign(
+        left=left,
+        of_prunable=table.kept / table.prunable,
+        of_trainable=left / parameters,
+        of_effective=table.effective / table.prunable,
+        idle=1 - table.effective / table.kept.where(table.kept > 0),
+    )
+
+
+def parameters(network: NetworkSettings) -> int:
+    """Returns how many parameters a network of this shape has in all."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in PromptIR(network).parameters())
+
+
+def unused_part(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Says how much of a ticket lies in the six convolutions that never run.
+
+    They are prunable under the released protocol only, and no gradient ever reaches them: their weights keep their
+    initial size, whatever is trained.
+
+    Args:
+        masks: by round.
+        kinds: by parameter name.
+
+    Returns:
+        A row a round: ``round``, ``kept`` (in all), ``unused`` (of those, in the six), ``share`` (unused over kept),
+        ``density`` (of the six), ``others`` (density of all other layers). Empty if they are not in the masks.
+    """
+    rows = []
+    for index, mask in sorted(masks.items()):
+        own = [keep for name, keep in mask.items() if kinds[name] == "unused"]
+        if own:
+            kept, size = sum(int(keep.sum()) for keep in own), sum(keep.numel() for keep in own)
+            share = kept / mask.kept if mask.kept else 0.0
+            rows.append((index, mask.kept, kept, share, kept / size, (mask.kept - kept) / (mask.size - size)))
+    return pd.DataFrame(rows, columns=["round", "kept", "unused", "share", "density", "others"])
+
+
+def costs(found: pd.DataFrame) -> pd.DataFrame:
+    """Says what each network costs: parameters, bytes, time.
+
+    Args:
+        found: what ``runs`` returned; rows that are not finished are left out.
+
+    Returns:
+        A row a run and round: ``setting``, ``method``, ``seed``, ``round``, ``parameters`` (kept and never pruned),
+        ``bytes`` (of the trained network: four a parameter, and one bit a prunable weight to say which), ``training``
+        (seconds of all trainings up to it, the dense one included), ``restoring`` (seconds for all test images).
+    """
+    rows = []
+    for run in found[found.finished].itertuples():
+        dense = [dense_folder(run.folder)] if run.method != "dense" else []
+        spent = 0.0
+        for folder in [*dense, run.folder]:
+            for path in sorted(folder.glob("round*/round.json")):
+                facts = read_json(path)
+                spent += facts["training_seconds"]
+                if folder != run.folder and run.method not in LOTTERY:
+                    continue  # a one-shot baseline starts from the dense network, but has no round 0
+                which = facts["prunable"] // 8 if facts["kept"] < facts["prunable"] else 0
+                size = 4 * facts["parameters"] + which
+                row = facts["index"], facts["parameters"], size, spent, facts["evaluation_seconds"]
+                rows.append((run.setting, run.method, run.seed, *row))
+    return pd.DataFrame(rows, columns=[*RUN, "round", "parameters", "bytes", "training", "restoring"])
 
 
 def initial_size(densities: pd.DataFrame) -> pd.DataFrame:
@@ -317,29 +463,6 @@ def survival(masks: Mapping[int, Mask], kinds: Mapping[str, str], since: Iterabl
     frame = pd.concat(rows, ignore_index=True)
     frame["share"] = frame.living / frame.alive.where(frame.alive > 0)
     return frame[["since", "round", "kind", "alive", "living", "share"]]
-
-
-def overlap(a: Mapping[int, Mask], b: Mapping[int, Mask]) -> pd.DataFrame:
-    """Compares two chains of masks of one network, round by round.
-
-    Args:
-        a, b: masks by round.
-
-    Returns:
-        A row a round that both have: ``round``, ``iou`` (kept by both over kept by either), ``chance`` (the same for
-            masks that keep as many
-        weights in each layer but know nothing of each other: expected both over expected either).
-
-    Raises:
-        ValueError: if the masks are of different networks.
-    """
-    rows = []
-    for index in sorted(set(a) & set(b)):
-        ours, theirs = a[index].densities(), b[index].densities()
-        both = sum(ours[name] * theirs[name] * tensor.numel() for name, tensor in a[index].items())
-        either = a[index].kept + b[index].kept - both
-        rows.append((index, a[index].iou(b[index]), both / either if either else 1.0))
-    return pd.DataFrame(rows, columns=["round", "iou", "chance"])
 
 
 def collapse(scores: pd.DataFrame, densities: pd.DataFrame) -> pd.DataFrame:
@@ -407,67 +530,10 @@ def stays_above(difference: pd.Series) -> tuple[int | None, list[int]]:
     return next((index for index in above if not others or index > max(others)), None), above
 
 
-@dataclass(frozen=True)
-class Restoration:
-    """One test image and what networks made of it.
-
-    Attributes:
-        task, name: which image.
-        images: (3, H, W) in [0, 1] by label; the first is the degraded input, the last the target.
-        psnr: dB by label; the target has none.
-    """
-
-    task: str
-    name: str
-    images: dict[str, Tensor]
-    psnr: dict[str, float]
-
-
 def kept_rounds(folder: Path) -> list[int]:
     """Returns the finished rounds of a run whose trained weights were kept."""
     places = sorted(path.parent for path in folder.glob("round*/weights.safetensors"))
     return [read_json(place / "round.json")["index"] for place in places if (place / "round.json").is_file()]
-
-
-def restorations(
-    chosen: Sequence[tuple[str, Path, int]], bank: Bank, device: torch.device | str | None = None
-) -> list[Restoration]:
-    """Restores the first test image of each task.
-
-    Args:
-        chosen: label, run folder and round of each network.
-        bank: test images.
-        device: where the bank is and the networks shall run; a GPU if there is one.
-
-    Returns:
-        One a task.
-
-    Raises:
-        FileNotFoundError: if a round's weights were not kept.
-        SettingsError: if an image does not score what the run has recorded: the data or the code are others now.
-    """
-    place = device or default_device()
-    opened = [(label, load_round(open_run(folder), index)) for label, folder, index in chosen]
-    networks = [(label, round.metrics, round.network().to(place).eval()) for label, round in opened]
-    made: dict[str, Restoration] = {}
-    for sample in bank.samples():
-        if sample.task in made:
-            continue
-        images = {"input": sample.degraded[0]}
-        for label, metrics, network in networks:
-            images[label] = evaluation.restore(network, sample.degraded)[0]
-            recorded = metrics[(metrics.task == sample.task) & (metrics["name"] == sample.name)].psnr
-            now = evaluation.psnr(images[label][None], sample.target).item()
-            if len(recorded) != 1 or abs(recorded.iloc[0] - now) > SAME_IMAGE:
-                was = f"{recorded.iloc[0]:.2f} dB" if len(recorded) else "no score"
-                raise SettingsError(
-                    f"data: {sample.task} image {sample.name!r} scores {now:.2f} dB with {label}, {was} in the run's "
-                    "metrics.csv; the data are not those of the run"
-                )
-        psnr = {label: evaluation.psnr(image[None], sample.target).item() for label, image in images.items()}
-        images["target"] = sample.target[0]
-        made[sample.task] = Restoration(sample.task, sample.name, {k: v.cpu() for k, v in images.items()}, psnr)
-    return [made[task] for task in SINGLE if task in made]
 
 
 def check_sparsest(answer: str | None, densities: pd.DataFrame) -> str:

@@ -224,6 +224,17 @@ def reference(profile: str, results: str | None, to: Path | None) -> None:
 
 
 @cli.command()
+@PROFILE
+@RESULTS
+@click.option("--out", metavar="DIR", help="Folder to write. [default: report/ in the profile's results]")
+def report(profile: str, results: str | None, out: str | None) -> None:
+    """Write tables, figures and one page from finished runs; nothing is trained (try --results results/reference)."""
+    from mirl_study import report as page
+
+    click.echo(page.write(results, profile, out=out))
+
+
+@cli.command()
 @click.option("--preset", default="paper", show_default=True, metavar="NAME", help="The network's size.")
 @click.option("--protocol", default="released", show_default=True, metavar="NAME", help="Says what is prunable.")
 @click.option("--rounds", type=int, default=15, show_default=True, help="Of the lotteries.")

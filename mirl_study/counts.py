@@ -8,8 +8,8 @@ import torch
 from mirl_study import criteria, lottery
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
-from mirl_study.report import PAPER_NAMES, published
 from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, PRESETS, Settings, SettingsError
+from mirl_study.tables import PAPER_NAMES, published
 
 DIGITS = -5  # the paper's tables give millions with one digit after the point
 FIRST_NORMAL = 1 << 23  # the bits of the smallest float32 that is not denormal

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import ProcessException
 
 from mirl_study import training
 from mirl_study.checkpoint import Checkpoints, Standing
@@ -152,7 +153,7 @@ def _launch(
         listener.start()
         try:
             fabric.launch(partial(_work, work, told))
-        except torch.multiprocessing.ProcessException as error:
+        except ProcessException as error:
             told.put(None)
             listener.join()
             asked.deliver()

@@ -1,9 +1,9 @@
 """The two halves of a transformer block with derivatives of their own: less is kept, less is copied, less is called.
 
 Autograd keeps every intermediate value and joins the gradients of q, k and v (and of gate and value) by copying them.
-Here only what enters a half and what enters its depth-wise convolution is kept; the backward pass computes the cheap
-rest again and writes each part where it belongs. Where derivatives of derivatives are wanted (GraSP), and under
-autocast or a compiler, which have rules of their own, the definition is what runs.
+Here what enters a half is kept, what enters its depth-wise convolution, and what leaves that unless it is large; the
+backward pass computes the cheap rest again and writes each part where it belongs. Where derivatives of derivatives are
+wanted (GraSP), and under autocast or a compiler, which have rules of their own, the definition is what runs.
 """
 
 import functools
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-5  # of LayerNorm
-SMALL = 2**20  # values: fewer are kept, for computing them again would mostly be calls
+LARGE = 2**23  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _Feed(torch.autograd.Function):
         # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
         entering = [F.linear(normed, half) for half in wide.chunk(2)]
         gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
-        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, *_if_small(left))
+        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, *_if_not_large(left))
         return torch.addmm(_rows(x), _rows(F.gelu(gate).mul_(value)), narrow.T).view_as(x)
 
     @staticmethod
@@ -84,7 +84,7 @@ class _Attend(torch.autograd.Function):
         qkv = depthwise(entering, deep).flatten(1, 2)
         attention, cosines, lengths, mix = _mixed(qkv, temperature, narrow)
         weights = x, gain, bias, wide, deep, temperature, narrow
-        ctx.save_for_backward(*weights, mean, spread, entering, attention, cosines, lengths, mix, *_if_small([qkv]))
+        ctx.save_for_backward(*weights, mean, spread, entering, attention, cosines, lengths, mix, *_if_not_large([qkv]))
         return torch.baddbmm(x.flatten(1, 2), qkv.chunk(3, dim=-1)[2], mix).view_as(x)
 
     @staticmethod
@@ -102,9 +102,9 @@ class _Attend(torch.autograd.Function):
         return *through, for_wide, for_deep, for_temperature, for_narrow
 
 
-def _if_small(tensors: list[Tensor]) -> list[Tensor]:
+def _if_not_large(tensors: list[Tensor]) -> list[Tensor]:
     """What is worth keeping of what leaves a depth-wise convolution."""
-    return tensors if tensors[0].numel() < SMALL else []
+    return tensors if tensors[0].numel() < LARGE else []
 
 
 def _rows(x: Tensor) -> Tensor:

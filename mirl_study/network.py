@@ -193,6 +193,20 @@ class PromptIR(nn.Module):
         **dict.fromkeys((f"reduce_noise_channel_{level}" for level in (1, 2, 3)), "unused"),
         "output": "output",
     }
+    levels = {  # where in the network a child is; a resampling layer belongs to the level that it leads to
+        **dict.fromkeys(("patch_embed", "output"), "io"),
+        **dict.fromkeys(("encoder_level1", "up2_1", "decoder_level1", "refinement"), "1"),
+        **dict.fromkeys(("down1_2", "encoder_level2", "up3_2", "reduce_chan_level2", "decoder_level2"), "2"),
+        **dict.fromkeys(("down2_3", "encoder_level3", "up4_3", "reduce_chan_level3", "decoder_level3"), "3"),
+        **dict.fromkeys(("down3_4", "latent"), "latent"),
+        **dict.fromkeys(
+            (f"{part}{level}" for part in ("prompt", "noise_level", "reduce_noise_level") for level in (1, 2, 3)),
+            "prompt",
+        ),
+        **dict.fromkeys(
+            (f"{part}{level}" for part in ("chnl_reduce", "reduce_noise_channel_") for level in (1, 2, 3)), "unused"
+        ),
+    }
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()

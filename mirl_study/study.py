@@ -19,6 +19,7 @@ import filelock
 import psutil
 from tqdm import tqdm
 
+from mirl_study import trained
 from mirl_study.lease import devices
 from mirl_study.running import STUDY_PID, cast, settings_and_overrides
 from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, SETTINGS, Settings, SettingsError, setting_names
@@ -30,6 +31,7 @@ TRAINING = ("dense", "one_shot", "lottery", "control")  # rules of the Snakefile
 REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
 BINARY = (".npz", ".png", ".safetensors")
 REFERENCE_WEIGHTS = 20e6  # bytes of trained weights that a reference may hold
+REFERENCE += tuple(f"{name}.csv" for name in trained.TABLES)
 
 
 class StudyFailed(RuntimeError):
@@ -371,7 +373,12 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     names = {place.encode(): Path(place).name.encode() for place in places if Path(place).is_absolute()}
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
+    files = [
+        path
+        for run in runs
+        for path in [*run.glob("*"), *run.glob("round*/*")]
+        if path.name in REFERENCE or path.suffix == ".png"
+    ]
     files += _weights(runs)
     files += [path for path in (source / "report").rglob("*") if path.is_file()]
     for path in files:

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mirl_study import Mask, SettingsError, analysis
+from mirl_study import Mask, SettingsError, analysis, build_network
 from mirl_study.analysis import RUN
+from mirl_study.effective import effective
 from mirl_study.settings import LOTTERY, METHODS, PRESETS
 
 KINDS = {"level.0.attn.qkv.weight": "qkv", "up4_3.body.0.weight": "resample", "output.weight": "output"}
@@ -50,13 +51,68 @@ def test_survival_does_not_take_masks_for_nested():
     assert table[(table["round"] == 1) & (table.kind == "qkv")].share.item() == 0.5
 
 
-def test_overlap_beside_chance():
-    a, b = {1: mask([1, 1, 0, 0], [1, 1], [1, 1])}, {1: mask([0, 1, 1, 0], [1, 1], [1, 1]), 2: CHAIN[2]}
-    row = analysis.overlap(a, b)
-    assert row["round"].tolist() == [1]
-    assert row.iou.item() == 5 / 7
-    both = 4 * 0.5 * 0.5 + 2 + 2
-    assert row.chance.item() == both / (6 + 6 - both)
+def test_levels_and_kinds_are_pooled():
+    densities = analysis.layer_densities(CHAIN, KINDS)
+    assert densities[densities["round"] == 0].level.tolist() == ["", "3", "io"]
+    last = analysis.by_place(densities).query("round == 2").set_index("level")
+    assert last.kept.to_dict() == {"": 1, "3": 0, "io": 2} and last["empty"].to_dict() == {"": 0, "3": 1, "io": 0}
+    assert last.share["io"] == 2 / 3 and last.density["io"] == 1
+    assert analysis.by_place(densities, "kind").kind.unique().tolist() == ["qkv", "resample", "output"]
+    with pytest.raises(SettingsError, match="place='leve' .*did you mean 'level'"):
+        analysis.by_place(densities, "leve")
+
+
+def test_every_parameter_has_a_level():
+    named = analysis.kinds(PRESETS["paper"])
+    assert {analysis.level(name) for name in named} == set(analysis.LEVELS)
+    assert {analysis.level(name) for name, kind in named.items() if kind == "unused"} == {"unused"}
+
+
+def test_three_denominators(smoke_results):
+    run = analysis.open_run(analysis.find(analysis.runs("smoke", smoke_results), "all_in_one", "MIR-L-G"))
+    masks = analysis.load_masks(run.folder)
+    whole = analysis.parameters(run.settings.network)
+    counts = analysis.denominators(analysis.liveness(masks, run.settings.network), whole).set_index("round")
+    facts = json.loads((run.folder / "round02" / "round.json").read_text())
+    assert counts.left[2] == facts["parameters"] and counts.of_trainable[0] == 1
+    assert counts.kept[2] == masks[2].kept and counts.of_prunable[2] == facts["density"]
+    live = effective(masks[2], run.settings.network)
+    assert counts.effective[2] == live.kept and counts.idle[2] == 1 - live.kept / masks[2].kept
+    units = [keep.flatten(1).any(1) for keep in live.values()]
+    assert counts.dead[2] == sum(int((~works).sum()) for works in units) and counts.dead[0] == 0
+
+
+def test_bare_units_are_dead_and_more_are():
+    network = PRESETS["pico"]
+    whole = Mask.dense(build_network(network))
+    name = "encoder_level1.0.ffn.project_in.weight"
+    keep = whole[name].clone()
+    keep[0] = False  # the gate of the first hidden channel
+    table = analysis.liveness({1: Mask({**whole, name: keep})}, network).set_index("layer")
+    row = table.loc["encoder_level1.0.ffn.project_in"]
+    assert (row.units, row.bare, row.dead, row.kept - row.effective) == (len(keep), 1, 2, 4)
+
+
+def test_how_much_of_a_ticket_never_runs():
+    kinds = {"a.weight": "qkv", "chnl_reduce1.weight": "unused"}
+    tensors = torch.tensor([True, True, False, False]), torch.tensor([True, True, True, False])
+    row = analysis.unused_part({3: Mask(dict(zip(kinds, tensors, strict=True)))}, kinds).iloc[0]
+    assert (row["round"], row.kept, row.unused, row.share, row.density, row.others) == (3, 5, 3, 0.6, 0.75, 0.5)
+    assert analysis.unused_part(CHAIN, KINDS).empty
+
+
+def test_costs_add_up_what_it_took(smoke_results):
+    found = analysis.runs("smoke", smoke_results)
+    costs = analysis.costs(found).set_index(["method", "round"])
+    facts = [
+        json.loads(p.read_text()) for p in sorted(smoke_results.glob("smoke/all_in_one/MIR-L-G/*/round*/round.json"))
+    ]
+    dense = costs.loc[("dense", 0)]
+    spent = dense.training + sum(fact["training_seconds"] for fact in facts)
+    assert costs.loc[("MIR-L-G", 2)].training == pytest.approx(spent)
+    assert costs.loc[("MIR-L-G", 2)]["bytes"] == 4 * facts[1]["parameters"] + facts[1]["prunable"] // 8
+    assert dense["bytes"] == 4 * dense.parameters and ("PIR-OSM-I", 0) not in costs.index
+    assert costs.loc[("PIR-OSM-I", 1)].training > dense.training
 
 
 def frames(changes: list[float], masks: dict[int, Mask]) -> tuple[pd.DataFrame, pd.DataFrame]:

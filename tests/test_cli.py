@@ -494,14 +494,14 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 @pytest.mark.slow
 def test_a_study_runs_every_chain_and_a_second_start_has_nothing_to_do(standins, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")  # as if there were two GPUs: each chain gets one
-    words = ("--settings", "all_in_one,derain", "--seeds", "0,1", "-p", "rate", "0.3")
+    words = ("--settings", "all_in_one,derain", "--seeds", "1", "-p", "rate", "0.3")
     first = start_study(tmp_path / "results", standins, *words)
     out, err = first.communicate(timeout=300)
     root = tmp_path / "results" / "smoke"
     assert first.returncode == 0, err
     assert out.splitlines()[-1] == f"report: {root / 'report' / 'index.html'}"
-    for setting, method, seed in itertools.product(("all_in_one", "derain"), METHODS, (0, 1)):
-        assert (root / setting / method / f"seed{seed}" / "summary.csv").is_file()
+    for setting, method in itertools.product(("all_in_one", "derain"), METHODS):
+        assert (root / setting / method / "seed1" / "summary.csv").is_file()
     log = (root / "derain" / "MIR-L-LW" / "seed1" / "notebook.log").read_text()
     assert "'scope': 'layerwise'" in log and "'rate': 0.3" in log and "'setting': 'derain'" in log
     assert "CUDA_VISIBLE_DEVICES='4'" in log or "CUDA_VISIBLE_DEVICES='7'" in log

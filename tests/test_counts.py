@@ -10,8 +10,8 @@ import torch
 
 from mirl_study import cli, counts, load_settings, lottery
 from mirl_study.network import build_network
-from mirl_study.report import published
 from mirl_study.settings import LOTTERY, METHODS, ONE_SHOT, PRESETS, PROTOCOLS, SettingsError
+from mirl_study.tables import published
 
 FACTS = {("dense", 0): 35.59, ("PIR-OSM-I", 1): 25.63, ("PIR-OSM-II", 1): 12.35, ("PIR-OSR-I", 1): 25.63}
 FACTS |= {("PIR-OSR-II", 1): 12.35, **{(method, 12): 4.67 for method in LOTTERY}}

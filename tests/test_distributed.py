@@ -53,6 +53,7 @@ def test_two_processes_do_what_one_does(banks):
     assert after[0].kept == after[1].kept and after[0].iou(after[1]) > 0.999
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_with_both(banks, tmp_path):
     """What a callback raises ends all processes, after a checkpoint; the same two go on to the same bits."""
 
@@ -73,6 +74,7 @@ def test_a_stopped_training_goes_on_with_both(banks, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_names_the_tasks_of_all(banks):
     assert banks[0].tasks(TWO.batch_size, 0) == ["denoise15", "derain"]
     network = build_network(TWO.network, 0)

@@ -47,7 +47,7 @@ def test_the_lock_covers_every_dependency_within_its_bounds(requirement, lock):
     assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
 
 
-@pytest.mark.parametrize("extra", ["data", "slurm"])
+@pytest.mark.parametrize("extra", ["data", "slurm", "distributed"])
 def test_the_tests_bring_what_they_need_of_the_other_extras(extra):
     assert set(PROJECT["optional-dependencies"][extra]) <= set(PROJECT["optional-dependencies"]["test"])
 

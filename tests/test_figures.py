@@ -1,10 +1,20 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mirl_study import SettingsError, analysis, counts, figures, load_settings
+from mirl_study import Mask, SettingsError, analysis, counts, figures, load_settings, similarity, trained
 from mirl_study.settings import LOTTERY, METHODS, TASKS
+
+
+@pytest.fixture(scope="module")
+def smoke_results(smoke_results, tmp_path_factory) -> Path:
+    """A copy: a report keeps what trained weights tell beside the runs."""
+    return shutil.copytree(smoke_results, tmp_path_factory.mktemp("copy") / "results")
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +93,82 @@ def test_curves_have_units_and_chance(study, smoke_results):
     figure = figures.survival_curves({name: analysis.survival(chain, kinds, [0]) for name, chain in masks.items()})
     assert "share of the weights of round 0" in figure.axes[0].get_ylabel()
     assert {"all prunable", "qkv", "output"} <= set(texts(figure))
-    axis = figures.overlap_curves(analysis.overlap(*masks.values())).axes[0]
+    axis = figures.overlap_curves(similarity.over_rounds(*masks.values())).axes[0]
     assert [line.get_ydata()[0] for line in axis.lines] == [1, 1]
 
 
-def test_restoration_panels_carry_scores():
+def test_restoration_panels_carry_scores_and_errors():
     image = torch.full((3, 16, 24), 0.5)
-    item = analysis.Restoration(
-        "derain", "a", {"input": image, "dense": image, "target": image}, {"input": 20, "dense": 31.234}
-    )
-    titles = [axis.get_title() for axis in figures.restoration_panels([item]).axes]
-    assert titles == ["input\n20.00 dB", "dense\n31.23 dB", "target\n(a)"]
+    given = {"input": image + 0.1, "dense": image, "target": image}
+    item = trained.Restoration("derain", "a", given, {"input": 20, "dense": 31.234}, {"input": 0.5, "dense": 0.875})
+    axes = figures.restoration_panels([item], crop=12).axes
+    assert [axis.get_title() for axis in axes[:3]] == [
+        "input\n20.00 dB, 0.500",
+        "dense\n31.23 dB, 0.875",
+        "target\n(a)",
+    ]
+    assert np.allclose(axes[3].images[0].get_array(), np.full((12, 12), 0.1))
+    assert not axes[4].images[0].get_array().any()
+    assert not axes[5].get_visible()
+
+
+def test_mosaic_tells_idle_from_effective_and_refuses_what_is_not_there():
+    keep = torch.tensor([[1, 1, 0], [0, 1, 0]], dtype=torch.bool)
+    works = torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.bool)
+    masks, live = {4: Mask({"a.weight": keep})}, {4: Mask({"a.weight": works})}
+    figure = figures.mosaic(masks, "a", live=live)
+    assert figure.axes[0].images[0].get_array().tolist() == [[1, 0.5, 0], [0, 1, 0]]
+    assert figure.axes[0].get_title() == "round 4: 3 of 6 kept, 2 effective"
+    assert figures.mosaic(masks, "a").axes[0].images[0].get_array().tolist() == keep.tolist()
+    with pytest.raises(SettingsError, match="layer='b'"):
+        figures.mosaic(masks, "b")
+    with pytest.raises(SettingsError, match="rounds=5 is not there: one of 4"):
+        figures.mosaic(masks, "a", [5])
+
+
+def test_similarity_matrix_writes_iou_and_chance():
+    rows = [("x", "y", 0.5, 0.25), ("y", "x", 0.5, 0.25), ("x", "x", 1.0, 0.3), ("y", "y", 1.0, 0.3)]
+    axis = figures.similarity_matrix(pd.DataFrame(rows, columns=["a", "b", "iou", "chance"])).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["same", "0.500\n(0.250)", "0.500\n(0.250)", "same"]
+    assert axis.images[0].get_array()[0, 1] == 0.25
+
+
+def test_quality_is_drawn_against_every_cost(study, smoke_results):
+    found = analysis.runs("smoke", smoke_results)
+    costs = analysis.costs(found)
+    axes = figures.quality_figure(study[0], costs).axes
+    assert [axis.get_xlabel().split(" (")[0] for axis in axes] == [
+        *(
+            "parameters left",
+            "size of the trained network / MB",
+            "training until then / min",
+            "restoring all test images / s",
+        )
+    ]
+    row = costs[(costs.method == "MIR-L-LW") & (costs["round"] == 2)].iloc[0]
+    places = [x for line in axes[2].lines for x in line.get_xdata()]
+    assert any(x == pytest.approx(row.training / 60) for x in places)
+
+
+def test_levels_denominators_and_what_weights_tell_are_drawn(study, smoke_results):
+    found = analysis.runs("smoke", smoke_results)
+    trained.record_all(found)
+    axes = figures.places_figure(analysis.by_place(study[1])).axes
+    assert [axis.get_title() for axis in axes] == ["MIR-L-G", "MIR-L-LW"] and len(axes[0].lines) == 6
+    network = analysis.open_run(found.folder.iloc[0]).settings.network
+    counts = analysis.denominators(analysis.lives(found), analysis.parameters(network))
+    axes = figures.denominators_figure(counts).axes
+    effective = counts[counts.method == "MIR-L-G"].sort_values("round").of_effective
+    assert any(line.get_ydata().tolist() == effective.tolist() for line in axes[0].lines)
+    stayed, order = (trained.gather(found, name) for name in ("survivors", "ranking"))
+    assert len(figures.survivors_figure(stayed).axes) == 4 and len(figures.ranking_figure(order).axes) == 2
+    prompts = trained.gather(found, "prompt_weights").query("method == 'dense'")
+    axis = figures.prompts_figure(prompts).axes[0]
+    means = prompts[prompts.prompt == "prompt1"].groupby(["task", "component"]).weight.mean()
+    assert axis.images[0].get_array()[0, 0] == pytest.approx(means["derain", 0])
+    heads = trained.gather(found, "heads").query("method == 'dense'")
+    labels = [label.get_text() for label in figures.heads_figure(heads).axes[0].get_yticklabels()]
+    assert labels == list(dict.fromkeys(heads.layer)) and "prompt3" in labels
 
 
 def test_save_writes_both_and_the_same_again(tmp_path, study):

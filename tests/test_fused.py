@@ -23,12 +23,12 @@ def attend(heads: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.fixture(params=["kept", "computed again"])
-def small(request, monkeypatch):
-    monkeypatch.setattr(fused, "SMALL", 2**20 if request.param == "kept" else 0)
+def large(request, monkeypatch):
+    monkeypatch.setattr(fused, "LARGE", 2**23 if request.param == "kept" else 0)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_attend(heads, small):
+def test_attend(heads, large):
     torch.manual_seed(heads)
     arguments = attend(heads)
     assert torch.allclose(fused.attend(*arguments), fused.attend_plainly(*arguments))
@@ -36,7 +36,7 @@ def test_attend(heads, small):
     assert torch.autograd.gradgradcheck(fused.attend, arguments), "GraSP differentiates twice"
 
 
-def test_feed(small):
+def test_feed(large):
     torch.manual_seed(0)
     arguments = feed()
     assert torch.allclose(fused.feed(*arguments), fused.feed_plainly(*arguments))
@@ -64,7 +64,7 @@ def kept(function, *arguments) -> int:
 def test_less_is_kept_than_by_autograd(name, arguments, monkeypatch):
     arguments = torch.randn(2, 32, 32, arguments[0].shape[-1], dtype=torch.double), *arguments[1:]
     short, whole = (kept(getattr(fused, name + form), *arguments) for form in ("", "_plainly"))
-    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setattr(fused, "LARGE", 0)
     assert kept(getattr(fused, name), *arguments) < short < whole
 
 

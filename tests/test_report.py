@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mirl_study import SettingsError, analysis, figures, report
+from mirl_study import SettingsError, analysis, cli, figures, gallery, report, sentences, tables, trained
 from mirl_study.settings import METHODS
 
 
@@ -27,8 +27,24 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
+def smoke_results(smoke_results, tmp_path_factory) -> Path:
+    """A copy: a report keeps what trained weights tell beside the runs."""
+    return shutil.copytree(smoke_results, tmp_path_factory.mktemp("copy") / "results")
+
+
+@pytest.fixture(scope="module")
 def page(smoke_results) -> Path:
     return report.write(smoke_results, "smoke")
+
+
+def not_drawn(monkeypatch) -> None:
+    """Figures are named, but neither drawn nor written: that takes most of the time."""
+    for name in (name for name in figures.__all__ if name.endswith(("figure", "figure1", "curves", "map", "mosaic"))):
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    for name in ("similarity_matrix", "restoration_panels"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    monkeypatch.setattr(figures, "save", lambda *_: [])
+    monkeypatch.setattr(report, "inline", lambda _: "data:image/png;base64,")
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -40,8 +56,10 @@ def copied(source: Path, target: Path) -> Path:
 def test_page_opens_without_a_network(page):
     links = Links(page)
     assert not links.tags & {"script", "iframe", "link", "object", "embed"}
-    assert links.links and not [link for link in links.links if ":" in link or link.startswith(("/", "."))]
-    assert all((page.parent / link).is_file() for link in links.links)
+    inside = [link for link in links.links if link.startswith("data:image/")]
+    beside = [link for link in links.links if link not in inside]
+    assert len(inside) > 10 and not [link for link in beside if ":" in link or link.startswith(("/", "."))]
+    assert beside and all((page.parent / link).is_file() for link in beside)
     assert "url(" not in page.read_text(encoding="utf-8") and "@import" not in page.read_text(encoding="utf-8")
 
 
@@ -70,7 +88,7 @@ def test_tables_are_the_numbers_of_the_runs(page, smoke_results):
     assert ours.loc["MIR-L-G", "parameters"] == summary.loc[(2, "derain"), "parameters"]
     assert ours.loc["input", "derain_psnr"] == pytest.approx(summary.loc[(2, "derain"), "input_psnr"], abs=1e-9)
     assert ours.loc["MIR-L-G", "compression"] == ours.loc["dense", "parameters"] / ours.loc["MIR-L-G", "parameters"]
-    shown = list(report.as_text(numbers.astype({"round": "Int64", "seeds": "Int64"}))["this run", "derain"])
+    shown = list(tables.as_text(numbers.astype({"round": "Int64", "seeds": "Int64"}))["this run", "derain"])
     assert shown == [f"{row.derain_psnr:.2f} / {row.derain_ssim:.4f}" for row in numbers.itertuples()]
     html = page.read_text(encoding="utf-8")
     markdown, latex = ((page.parent / "tables" / f"all_in_one{suffix}").read_text() for suffix in (".md", ".tex"))
@@ -84,12 +102,12 @@ def test_the_paper_stands_beside_it(page):
     assert numbers.loc["dense", "paper_denoise50_BSD68_ssim"] == 0.7667
     assert numbers.loc["MIR-L-LW", "paper_compression"] == pytest.approx(7.57, abs=0.005)
     assert numbers.loc["input"].filter(like="paper_").isna().all()
-    assert report.THEIRS in page.read_text(encoding="utf-8")
+    assert tables.THEIRS in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("setting", ["derain", "dehaze", "denoise"])
 def test_single_task_tables_take_table_ii(setting):
-    paper = report._paper(setting)
+    paper = tables._paper(setting)
     assert {"PromptIR", "PIR-OSM-I", "MIR-L-G"} <= set(paper.index)
     wanted = {"derain": 34.72, "dehaze": 27.62, "denoise": 33.85}[setting]
     assert paper.loc["MIR-L-G"].filter(like="psnr").iloc[0] == wanted
@@ -107,10 +125,10 @@ def chain(method: str, psnr: list[float], seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sentences(scores: pd.DataFrame, **more) -> str:
+def said(scores: pd.DataFrame, **more) -> str:
     columns = [*analysis.RUN, "round", "layer", "kept"]
     empty = pd.DataFrame(more.pop("empty", []), columns=columns).assign(density=0.0, inputs=9)
-    return "\n".join(report.findings(scores, empty, "derain", **more))
+    return "\n".join(sentences.findings(scores, empty, "derain", **more))
 
 
 def made_up(*lotteries: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +138,7 @@ def made_up(*lotteries: pd.DataFrame) -> pd.DataFrame:
 
 def test_sentences_say_what_happened():
     scores = made_up(chain("MIR-L-G", [25, 25.2, 24.95, 24.5]), chain("MIR-L-LW", [25, 25.3, 24, 20]))
-    text = sentences(scores, empty=[("derain", "MIR-L-LW", 0, 3, "output", 0)])
+    text = said(scores, empty=[("derain", "MIR-L-LW", 0, 3, "output", 0)])
     assert "dense network is 5.00 dB above its input (seed 0; one seed: no spread is known)" in text
     assert (
         "MIR-L-G, on the mean of the families, stays within 0.1 dB of its dense network, or above, up to round 2"
@@ -133,13 +151,13 @@ def test_sentences_say_what_happened():
     assert re.search(r"MIR-L-LW: the network is the identity .* from round 3 on with seed 0", text)
     assert "From round 2 on, to the last common one, 3, MIR-L-G is above MIR-L-LW" in text
     assert "by 0.95 to 4.50 dB" in text
-    wider = sentences(scores, margin=0.6)
+    wider = said(scores, margin=0.6)
     assert "MIR-L-G, on the mean of the families, is never more than 0.6 dB below its dense network" in wider
 
 
 def test_sentences_say_what_did_not_happen():
     scores = made_up(chain("MIR-L-G", [25, 24, 26, 24]), chain("MIR-L-LW", [25, 24.5, 25, 24.5]))
-    text = sentences(scores)
+    text = said(scores)
     assert (
         "MIR-L-G, on the mean of the families, is more than 0.1 dB below its dense network in round 1 already" in text
     )
@@ -152,14 +170,14 @@ def test_sentences_over_seeds_name_each():
     scores = made_up(
         chain("MIR-L-G", [25, 25, 25]), chain("MIR-L-G", [25, 24.7, 24], seed=1), chain("dense", [25.0], seed=1)
     )
-    text = sentences(scores)
+    text = said(scores)
     assert "mean of 2 seeds; +5.00 to +5.00 dB" in text
     assert "mean of 2 seeds (seed 0 up to round 2, seed 1 in none)" in text
 
 
 def test_rows_are_the_round_nearest_to_the_paper_and_the_headline():
     both = [chain(method, [25.0 + index for index in range(16)]) for method in ("MIR-L-G", "MIR-L-LW")]
-    numbers = report.table(made_up(*both), "derain")
+    numbers = tables.table(made_up(*both), "derain")
     assert numbers.method.tolist() == ["input", "dense", "MIR-L-LW", "MIR-L-G", "MIR-L-LW", "MIR-L-G"]
     shares = {index: 1 - (100 + 1000 * 0.8**index) / 1100 for index in range(1, 16)}
     nearest = min(shares, key=lambda index: abs(shares[index] - 0.87))
@@ -171,7 +189,7 @@ def test_rows_are_the_round_nearest_to_the_paper_and_the_headline():
         False,
         False,
     ]  # the paper has no row for round 15
-    assert f"MIR-L-G round {nearest}: {shares[nearest]:.1%} of all parameters pruned" in report.caption(numbers)
+    assert f"MIR-L-G round {nearest}: {shares[nearest]:.1%} of all parameters pruned" in tables.caption(numbers)
 
 
 def test_the_papers_round_is_12_at_its_size():
@@ -179,7 +197,7 @@ def test_the_papers_round_is_12_at_its_size():
     both = [chain(method, [25.0] * 16) for method in ("MIR-L-G", "MIR-L-LW")]
     scores = made_up(*both)
     scores = scores.assign(kept=size * scores.density, parameters=fixed + size * scores.density)
-    assert report.table(scores, "derain")["round"].tolist()[2:] == [12, 12, 15, 15]
+    assert tables.table(scores, "derain")["round"].tolist()[2:] == [12, 12, 15, 15]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +205,11 @@ def test_the_papers_round_is_12_at_its_size():
     [([3], "round 3"), ([2, 3, 4], "rounds 2 to 4"), ([1, 3, 4, 7], "rounds 1, 3 to 4 and 7")],
 )
 def test_rounds_in_words(rounds, text):
-    assert report._rounds(rounds) == text
+    assert sentences.in_rounds(rounds) == text
 
 
 def test_missing_chains_are_named(smoke_results, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda *_: [])  # drawn, but not written: that takes seconds
+    not_drawn(monkeypatch)
     root = copied(smoke_results, tmp_path)
     chains = root / "smoke" / "all_in_one"
     shutil.rmtree(chains / "PIR-OSR-I")
@@ -204,24 +222,99 @@ def test_missing_chains_are_named(smoke_results, tmp_path, monkeypatch):
 
 
 def test_without_dense_run_and_weights_there_is_still_a_page(smoke_results, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda *_: [])
+    not_drawn(monkeypatch)
     root = copied(smoke_results, tmp_path)
     shutil.rmtree(root / "smoke" / "all_in_one" / "dense")
-    for path in root.rglob("weights.safetensors"):
+    for path in [*root.rglob("weights.safetensors"), *root.rglob("*-restored.png"), *root.rglob("survivors.csv")]:
         path.unlink()
     text = report.write(root, "smoke").read_text(encoding="utf-8")
     assert "all_in_one, dense, seed 0: not begun" in text
     assert "there is no dense run to compare it with" in text
-    assert "No restored images:" in text and "holds no trained weights" in text
+    assert "No restored images: no restored images were kept in" in text
+    assert "nothing was recorded of the trained weights of all_in_one, MIR-L-LW, seed 0" in text
 
 
-def test_other_data_are_not_passed_off_as_the_runs(smoke_results, tmp_path):
+def test_a_report_goes_where_it_is_told_and_replaces_nothing_else(smoke_results, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "draw", lambda *_: ([], []))
+    page = report.write(smoke_results, "smoke", out=tmp_path / "here")
+    assert page == report.write(smoke_results, "smoke", out=tmp_path / "here") == tmp_path / "here" / "index.html"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("")
+    with pytest.raises(SettingsError, match="is not empty and holds no report") as error:
+        report.write(smoke_results, "smoke", out=mine)
+    assert "\n" not in str(error.value) and [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--profile", "smok"], "did you mean 'smoke'"),
+        (["--profile", "smoke", "--results", "{empty}"], "profile='smoke' has no finished run in"),
+        (["--profile", "smoke", "--out", "{mine}"], "is not empty and holds no report"),
+        (["--prifile", "smoke"], "unknown option '--prifile' (did you mean '--profile'?)"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(words, message, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    places = {"mine": tmp_path / "mine", "empty": tmp_path / "empty"}
+    with pytest.raises(SystemExit) as end:
+        cli.main(["report", *(word.format(**places) for word in words)])
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and message in error and "\n" not in error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.txt"]
+
+
+def test_every_seed_stands_in_a_table_with_its_distance_to_dense(smoke_results):
+    scores = analysis.scores(analysis.runs("smoke", smoke_results))
+    one = scores.assign(seed=1, psnr=scores.psnr + 1)
+    seeds = tables.by_seed(pd.concat([scores, one], ignore_index=True), "all_in_one").set_index(
+        ["method", "round", "seed"]
+    )
+    assert seeds.index.is_unique and set(seeds.index.get_level_values("seed")) == {0, 1}
+    wanted = scores[(scores.method == "MIR-L-G") & (scores["round"] == 2) & (scores.task == "derain")].iloc[0]
+    row = seeds.loc[("MIR-L-G", 2, 1)]
+    assert row.derain_psnr == wanted.psnr + 1 and row.derain_delta == pytest.approx(wanted.delta)
+    assert (seeds.loc["dense"].mean_delta == 0).all()
+    numbers = tables.table(scores, "all_in_one").set_index("method")
+    assert numbers.loc["MIR-L-G", "derain_delta"] == pytest.approx(wanted.delta)
+    dense = numbers.loc["dense"]
+    assert numbers.loc["input", "mean_delta"] == pytest.approx(numbers.loc["input", "mean_psnr"] - dense.mean_psnr)
+    text = tables.seeds_as_text(seeds.reset_index())
+    assert text.derain[0].endswith("(+0.00)") and len(text) == len(seeds)
+
+
+def test_latex_and_markdown_of_every_seed_are_written(page):
+    for suffix, sign in ((".md", "|"), (".tex", "tabular"), (".csv", "derain_delta")):
+        assert sign in (page.parent / "tables" / f"all_in_one-seeds{suffix}").read_text()
+
+
+def test_records_alone_give_the_same_page(smoke_results, page, tmp_path, monkeypatch):
+    """As in results/reference/: without weights, from what was recorded beside them."""
+    not_drawn(monkeypatch)
+    whole = report.write(smoke_results, "smoke", out=tmp_path / "whole").read_text(encoding="utf-8")
     root = copied(smoke_results, tmp_path)
-    path = root / "smoke" / "all_in_one" / "MIR-L-G" / "seed0" / "round02" / "metrics.csv"
-    metrics = pd.read_csv(path)
-    metrics.assign(psnr=metrics.psnr + 1).to_csv(path, index=False)
-    with pytest.raises(SettingsError, match="the data are not those of the run"):
-        report.restore(analysis.runs("smoke", root), "all_in_one")
+    for path in root.rglob("weights.safetensors"):
+        path.unlink()
+    again = report.write(root, "smoke").read_text(encoding="utf-8")
+    assert again == whole and "No restored images" not in again and "restored-derain" in again
+
+
+def test_sentences_on_masks_are_of_the_frames():
+    counts = pd.DataFrame(
+        {"setting": "derain", "method": "MIR-L-G", "seed": [0, 1], "round": 3, "idle": [0.1, 0.3], "of_prunable": 0.5}
+        | {"of_effective": 0.4, "of_trainable": 0.6, "dead": 1, "units": 4}
+    )
+    pairs = [("seed", "derain, MIR-L-G, 0", "derain, MIR-L-G, 1", 3, 0.2, 0.21, -1.5)]
+    chains = pd.DataFrame(pairs, columns=["differ", "a", "b", "round", "iou", "chance", "z"])
+    stayed = pd.DataFrame(columns=["setting", "method", "seed", *trained.TABLES["survivors"]])
+    unused = pd.DataFrame({"method": "MIR-L-G", "seed": [0], "round": 3, "share": 0.25, "density": 0.9, "others": 0.1})
+    text = "\n".join(sentences.of_masks(counts, chains, stayed, unused, "derain", 3))
+    assert "MIR-L-G, round 3: 20.0% of the kept weights are idle (10.0% to 30.0%)" in text
+    assert "40.0% by those that are effective" in text and "25.0% of the units are dead (seeds 0, 1)" in text
+    assert "IoU of 0.200, by chance 0.210 (mean of 1 pair); the number of shared weights is −1.5 standard" in text
+    assert "25.0% of what is kept lies in convolutions that never run; they are 90.0% full, the others 10.0%" in text
 
 
 def test_nothing_at_all_is_one_line(tmp_path):
@@ -231,7 +324,7 @@ def test_nothing_at_all_is_one_line(tmp_path):
 
 
 def test_a_second_report_replaces_the_first(smoke_results, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_draw", lambda *_: ([], []))
+    monkeypatch.setattr(gallery, "draw", lambda *_: ([], []))
     root = copied(smoke_results, tmp_path)
     page = report.write(root, "smoke")
     stale = page.parent / "tables" / "stale.csv"
@@ -244,7 +337,7 @@ def test_families_are_judged_one_by_one():
     lottery = pd.concat(
         [chain("MIR-L-G", values).query("task == 'mean'").assign(task=task) for task, values in FAMILY_CHAINS.items()]
     )
-    text = report._by_family(lottery, "MIR-L-G", 0.1)
+    text = sentences._by_family(lottery, "MIR-L-G", 0.1)
     assert "derain up to round 2 (density 64.0%)" in text and "dehaze not even in round 1" in text
 
 
@@ -252,6 +345,6 @@ FAMILY_CHAINS = {"derain": [25, 25.2, 24.95, 24.5], "dehaze": [25, 24, 25, 25]}
 
 
 def test_scatter_and_the_last_round_are_said():
-    text = sentences(made_up(chain("MIR-L-G", [25, 24, 26, 19])))
+    text = said(made_up(chain("MIR-L-G", [25, 24, 26, 19])))
     assert "MIR-L-G: in its last round, 3, it scores, against its input, derain −1.00 dB." in text
     assert "moves by 2.00 dB in the median, 7.00 dB at most" in text

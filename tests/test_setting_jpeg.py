@@ -5,10 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mirl_study import SettingsError, analysis, load_settings, lottery, report, verdicts
-from mirl_study.data import load_bank
+from mirl_study import SettingsError, analysis, load_settings, lottery, report, tables, trained, verdicts
 from mirl_study.settings import LOTTERY, SETTINGS, TASKS
-from mirl_study.store import project_root
 
 SETTINGS_OF = {"setting": "jpeg", "steps": 2, "warmup_steps": 1, "batch_size": 2, "rounds": 1}
 
@@ -38,13 +36,14 @@ def test_scores_are_of_the_task_and_of_the_mean_over_it(results):
 
 
 def test_the_table_has_no_published_columns(results, tmp_path):
-    numbers = report.table(analysis.scores(analysis.runs("smoke", results)), "jpeg")
+    numbers = tables.table(analysis.scores(analysis.runs("smoke", results)), "jpeg")
     assert numbers.method.tolist() == ["input", "dense", *LOTTERY]
     assert "jpeg_psnr" in numbers and "mean_psnr" not in numbers and not list(numbers.filter(like="paper"))
-    assert list(report.as_text(numbers)["this run"]) == ["jpeg", "parameters", "pruned", "compression"]
-    report.write_table(numbers, tmp_path, "jpeg")
+    columns = ["jpeg", "above dense / dB", "parameters", "pruned", "compression"]
+    assert list(tables.as_text(numbers)["this run"]) == columns
+    tables.write_table(numbers, tmp_path, "jpeg")
     assert (
-        "paper" not in (tmp_path / "jpeg.md").read_text() and report.THEIRS not in (tmp_path / "jpeg.tex").read_text()
+        "paper" not in (tmp_path / "jpeg.md").read_text() and tables.THEIRS not in (tmp_path / "jpeg.tex").read_text()
     )
 
 
@@ -57,8 +56,8 @@ def test_the_page_tells_of_it(results):
 
 def test_networks_restore_its_first_test_image(results):
     found = analysis.runs("smoke", results)
-    bank = load_bank(load_settings("smoke", setting="jpeg"), "test", project_root())
-    drawn = analysis.restorations([("dense", analysis.find(found, "jpeg", "dense"), 0)], bank, "cpu")
+    trained.record_all(found)
+    drawn = trained.restorations([("dense", analysis.find(found, "jpeg", "dense"), 0)])
     assert [one.task for one in drawn] == ["jpeg"] and set(drawn[0].images) == {"input", "dense", "target"}
 
 

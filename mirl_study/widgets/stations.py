@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from mirl_study import controls, verdicts
+from mirl_study import controls, similarity, verdicts
 from mirl_study.figures import MARKS
 from mirl_study.masks import Mask
 from mirl_study.settings import LOTTERY, SettingsError
@@ -442,12 +442,9 @@ def _share(a: Tensor, b: Tensor) -> str:
     return f"shared: {int((a & b).sum()) / either:.1%}" if either else "both are empty here"
 
 
-def chance(a: Any, b: Any) -> float:
+def chance(a: Mask, b: Mask) -> float:
     """IoU to be expected of masks that keep as many weights in each layer and know nothing of each other."""
-    ours, theirs = a.densities(), b.densities()
-    both = sum(ours[name] * theirs[name] * tensor.numel() for name, tensor in a.items())
-    either = a.kept + b.kept - both
-    return both / either if either else 1.0
+    return similarity.pair(similarity.pack(a), similarity.pack(b))["chance"]
 
 
 def heading(task: str) -> str:

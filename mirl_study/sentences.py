@@ -1,0 +1,319 @@
+"""What the numbers say, in sentences, and what did not happen; computed from the records, never typed."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from mirl_study import analysis
+from mirl_study.analysis import IDENTITY
+from mirl_study.settings import LOTTERY
+from mirl_study.similarity import INITIAL
+
+MARGIN = 0.1  # dB
+EQUAL = 0.02  # an interquartile range of densities below this is rounding
+
+
+def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin: float = MARGIN) -> list[str]:
+    """Says in sentences what the numbers say, and what did not happen.
+
+    Args:
+        scores: what ``analysis.scores`` returned.
+        densities: what ``analysis.densities`` returned.
+        setting: about which.
+        margin: dB below dense that still counts as close to it.
+    """
+    own = scores[(scores.setting == setting) & (scores.task == "mean")]
+    ended, sizes = analysis.collapse(scores, densities), analysis.initial_size(densities)
+    ended, sizes = ended[ended.setting == setting], sizes[sizes.setting == setting]
+    lotteries = [method for method in reversed(LOTTERY) if method in set(own.method)]
+    sentences = [_gain(own[own.method == "dense"])]
+    for method in lotteries:
+        sentences.append(_close(own[own.method == method], method, margin))
+        families = scores[(scores.setting == setting) & (scores.method == method) & scores.task.isin(analysis.FAMILIES)]
+        if families.task.nunique() > 1:
+            sentences.append(_by_family(families, method, margin))
+    sentences += [_emptied(ended[ended.method == method], method) for method in lotteries]
+    sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
+    sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
+    sentences += [_end(scores[(scores.setting == setting) & (scores.method == method)], method) for method in lotteries]
+    sentences += [_scatter(own[own.method == method], method) for method in lotteries]
+    if len(lotteries) == 2:
+        sentences.append(_above(own))
+    return sentences
+
+
+def _gain(dense: pd.DataFrame) -> str:
+    if dense.empty:
+        return "There is no finished dense run."
+    gains = dense.psnr - dense.input_psnr
+    side = "above" if gains.mean() >= 0 else "below"
+    text = f"On the mean of the families, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
+    if len(gains) == 1:
+        return f"{text} (seed {dense.seed.iloc[0]}; one seed: no spread is known)."
+    return f"{text} (mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB)."
+
+
+def _close(own: pd.DataFrame, method: str, margin: float) -> str:
+    """Up to which round a lottery stays within the margin of its dense network."""
+    delta = own.pivot(index="round", columns="seed", values="delta").dropna()
+    if delta.empty:
+        return f"{method}: there is no dense run to compare it with."
+    density = own.groupby("round").density.mean()
+    last, again = analysis.within_margin(delta.mean(axis=1), margin)
+    at = "" if last is None else f" (density {density[last]:.1%})"
+    name, end = f"{method}, on the mean of the families,", int(delta.index.max())
+    if last is None:
+        text = f"{name} is more than {margin:g} dB below its dense network in round 1 already"
+    elif last == end:
+        text = f"{name} is never more than {margin:g} dB below its dense network, up to its last round, {last}{at}"
+    else:
+        text = f"{name} stays within {margin:g} dB of its dense network, or above, up to round {last}{at}"
+    if again:
+        only = "only in" if last is None else "again in"
+        text += f"; it is within {margin:g} dB of it, or above, {only} {in_rounds(again)}"
+    if delta.shape[1] == 1:
+        return f"{text}; seed {delta.columns[0]} alone."
+    each = [(seed, analysis.within_margin(delta[seed], margin)[0]) for seed in delta.columns]
+    seeds = ", ".join(
+        f"seed {seed} up to round {one}" if one is not None else f"seed {seed} in none" for seed, one in each
+    )
+    return f"{text}; mean of {delta.shape[1]} seeds ({seeds})."
+
+
+def _by_family(families: pd.DataFrame, method: str, margin: float) -> str:
+    """Up to which round a lottery stays within the margin, family by family."""
+    parts = []
+    for task, own in families.groupby("task", sort=False):
+        last, _ = analysis.within_margin(own.groupby("round").delta.mean(), margin)
+        density = own.groupby("round").density.mean()
+        parts.append(
+            f"{task} up to round {last} (density {density[last]:.1%})" if last else f"{task} not even in round 1"
+        )
+    return f"{method}, family by family, stays within {margin:g} dB of its dense network, or above: {'; '.join(parts)}."
+
+
+def _emptied(ended: pd.DataFrame, method: str) -> str:
+    """Which layer emptied first."""
+    seen = ended[ended.emptied_round.notna()]
+    if seen.empty:
+        return f"{method}: no layer emptied in its {counted(int(ended['last'].max()), 'round')} ({_seeds(ended.seed)})."
+    parts = [f"in round {row.emptied_round}, {row.emptied_layers} (seed {row.seed})" for row in seen.itertuples()]
+    others = ended[ended.emptied_round.isna()]
+    return f"{method}: the first layer emptied {'; '.join(parts)}" + (
+        f"; none with {_seeds(others.seed)}." if len(others) else "."
+    )
+
+
+def _identity(ended: pd.DataFrame, method: str) -> str:
+    """From which round on the network returns its input."""
+    rule = f"every test image's PSNR within {IDENTITY:g} dB of the input's"
+    seen = ended[ended.identity_round.notna()]
+    if seen.empty:
+        return f"{method}: in none of its rounds is the network the identity ({rule}; {_seeds(ended.seed)})."
+    parts = []
+    for row in seen.itertuples():
+        lasting = pd.notna(row.identity_from)
+        text = (
+            f"from round {row.identity_from} on"
+            if lasting
+            else f"in round {row.identity_round}, though not in every later one,"
+        )
+        early = (
+            f" (and in round {row.identity_round} before)" if lasting and row.identity_round < row.identity_from else ""
+        )
+        parts.append(f"{text}{early} with seed {row.seed}")
+    others = ended[ended.identity_round.isna()]
+    never = f"; never with {_seeds(others.seed)}" if len(others) else ""
+    return f"{method}: the network is the identity ({rule}) {'; '.join(parts)}{never}."
+
+
+def _end(own: pd.DataFrame, method: str) -> str:
+    """How far above its input the last round is, family by family."""
+    last = own[(own["round"] == own["round"].max()) & own.task.isin(analysis.FAMILIES)]
+    gains = (last.psnr - last.input_psnr).groupby(last.task, sort=False).mean()
+    parts = [f"{task} {_signed(gain)} dB" for task, gain in gains.items()]
+    return f"{method}: in its last round, {own['round'].max()}, it scores, against its input, {', '.join(parts)}."
+
+
+def _scatter(own: pd.DataFrame, method: str) -> str:
+    """How much the score moves from one round to the next: what a difference between two points has to exceed."""
+    wide = own.pivot(index="round", columns="seed", values="psnr").sort_index()
+    steps = wide.diff().abs().stack()
+    if steps.empty:
+        return f"{method} has no round after the dense one."
+    return (
+        f"{method}: from one round to the next its score on the mean of the families moves by {steps.median():.2f} dB "
+        f"in the median, {steps.max():.2f} dB at most; smaller differences between two points mean little."
+    )
+
+
+def _scale(sizes: pd.DataFrame, method: str) -> str:
+    """Whether the size of the initial weights decides which layers empty."""
+    last = sizes[sizes["round"] == sizes["round"].max()]
+    values = last.rank_correlation.dropna()
+    if values.empty or (last.spread < EQUAL).all():
+        return (
+            f"{method}: but for rounding, layers are equally dense; the size of their initial weights decides nothing."
+        )
+    shown = ", ".join(f"{row.rank_correlation:+.2f} with seed {row.seed}" for row in last.dropna().itertuples())
+    return (
+        f"{method}: over {last.layers.iloc[0]} layers in round {last['round'].iloc[0]}, the rank correlation of "
+        f"density with the inputs of a layer's units is {shown} (near -1: layers initialised smaller keep less)."
+    )
+
+
+def _above(own: pd.DataFrame) -> str:
+    """From which round on global stays above layer-wise."""
+    wide = own[own.method.isin(LOTTERY)].pivot(index="round", columns=["method", "seed"], values="psnr")
+    difference = (wide["MIR-L-G"] - wide["MIR-L-LW"]).dropna(axis=1, how="all").dropna().loc[1:]
+    if difference.empty:
+        return "MIR-L-G and MIR-L-LW have no round of one seed in common."
+    mean = difference.mean(axis=1)
+    since, above = analysis.stays_above(mean)
+    last, seeds = int(mean.index.max()), difference.shape[1]
+    who = f"seed {difference.columns[0]} alone" if seeds == 1 else f"mean of {seeds} seeds"
+    count = f"it is above in {len(above)} of {len(mean)} rounds, {_signed(mean.mean())} dB on average"
+    if since is not None:
+        part = mean.loc[since:]
+        gap = f"by {part.min():.2f} to {part.max():.2f} dB" if len(part) > 1 else f"by {part.min():.2f} dB"
+        who = f"on the mean of the families, {gap} ({who})"
+        return (
+            f"From round {since} on, to the last common one, {last}, MIR-L-G is above MIR-L-LW {who}; in all, {count}."
+        )
+    some = f"it is above in {in_rounds(above)} only" if above else "it is above in no round"
+    return (
+        f"There is no round from which on MIR-L-G stays above MIR-L-LW on the mean of the families: {some}; "
+        f"in the last common one, {last}, the difference is {_signed(mean[last])} dB ({who}); in all, {count}."
+    )
+
+
+def in_rounds(indices: Iterable[int]) -> str:
+    """Returns rounds in words: ``round 3``, ``rounds 2 to 4 and 7``."""
+    spans: list[list[int]] = []
+    for index in sorted(indices):
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans]
+    joined = " and ".join(([", ".join(texts[:-1])] if texts[1:] else []) + texts[-1:])
+    return f"round{'' if len(spans) == 1 and spans[0][0] == spans[0][1] else 's'} {joined}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    numbers = sorted(set(seeds))
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: 1 seed, 2 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def of_masks(
+    counts: pd.DataFrame, chains: pd.DataFrame, survivors: pd.DataFrame, unused: pd.DataFrame, setting: str, index: int
+) -> list[str]:
+    """Says what the tickets of one setting are made of.
+
+    Args:
+        counts: what ``analysis.denominators`` returned of ``analysis.lives``.
+        chains: what ``similarity.chains`` returned.
+        survivors: what ``trained.gather(found, "survivors")`` returned.
+        unused: what ``analysis.unused_part`` returned, with ``method`` and ``seed``; empty if they are not prunable.
+        setting: about which.
+        index: the round that is looked at, beside the last one.
+
+    Returns:
+        Sentences; none about what is not there.
+    """
+    told = []
+    counts = counts[counts.setting == setting]
+    for method in (method for method in reversed(LOTTERY) if method in set(counts.method)):
+        own = counts[counts.method == method]
+        told += [
+            _idle(own, method, there)
+            for there in dict.fromkeys((index, own["round"].max()))
+            if there in set(own["round"])
+        ]
+    told += _alike(chains[chains.a.str.startswith(f"{setting}, ") & chains.b.str.startswith(f"{setting}, ")], index)
+    survivors = survivors[(survivors.setting == setting) & (survivors.kind == "all") & (survivors["round"] > 0)]
+    for method in (method for method in reversed(LOTTERY) if method in set(survivors.method)):
+        last = survivors[(survivors.method == method)]
+        last = last[last["round"] == last["round"].max()]
+        told.append(
+            f"{method}, round {last['round'].iloc[0]}: what is kept was larger at initialisation than "
+            f"{last['rank'].mean():.0%} of its tensor on average (chance: 50%), and {last.same_sign.mean():.1%} of it "
+            f"has the sign it began with ({_seeds(last.seed)})."
+        )
+    for method in (method for method in reversed(LOTTERY) if method in set(unused.get("method", ()))):
+        own = unused[unused.method == method]
+        last = own[own["round"] == own["round"].max()]
+        told.append(
+            f"{method}, round {last['round'].iloc[0]}: {last.share.mean():.1%} of what is kept lies in convolutions "
+            f"that never run; they are {last.density.mean():.1%} full, the others {last.others.mean():.1%} "
+            f"({_seeds(last.seed)})."
+        )
+    return told
+
+
+def _idle(own: pd.DataFrame, method: str, index: int) -> str:
+    """How much of what is kept does nothing."""
+    rows = own[own["round"] == index]
+    spread = f" ({rows.idle.min():.1%} to {rows.idle.max():.1%})" if len(rows) > 1 else ""
+    return (
+        f"{method}, round {index}: {rows.idle.mean():.1%} of the kept weights are idle{spread}: on no path from image "
+        f"to output, or without a gradient. Density is {rows.of_prunable.mean():.1%} of the prunable weights, "
+        f"{rows.of_effective.mean():.1%} by those that are effective; {rows.of_trainable.mean():.1%} of all parameters "
+        f"are left; "
+        f"{(rows.dead / rows.units).mean():.1%} of the units are dead ({_seeds(rows.seed)})."
+    )
+
+
+def _alike(chains: pd.DataFrame, index: int) -> list[str]:
+    """What masks that differ in one thing share, beside chance."""
+    told = []
+    rows = chains[chains["round"] == index]
+    words = {
+        "method": "Both scopes, from the same initial values: in round",
+        "seed": "One scope, two seeds (other initial values, other order): in round",
+    }
+    for differ, text in words.items():
+        own = rows[rows.differ == differ]
+        if own.empty:
+            continue
+        least, most = (f"{value:+.1f}".replace("-", "−") for value in (own.z.min(), own.z.max()))
+        far = f"between {least} and {most}" if len(own) > 1 else least
+        told.append(
+            f"{text} {index} their masks have an IoU of {own.iou.mean():.3f}, by chance {own.chance.mean():.3f} (mean "
+            f"of {counted(len(own), 'pair')}); the number of shared weights is {far} standard deviations from chance."
+        )
+    return told
+
+
+def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index: int) -> list[str]:
+    """Says whether the settings' tickets share a core.
+
+    Args:
+        core, matrix: what ``similarity.shared_core`` returned.
+        method, index: whose tickets, of which round.
+
+    Returns:
+        Sentences; none if there is one setting only.
+    """
+    pairs = matrix[(matrix.a < matrix.b) & (matrix.a != INITIAL) & (matrix.b != INITIAL)]
+    if pairs.empty:
+        return []
+    first = matrix[(matrix.a == INITIAL) & (matrix.b != INITIAL)]
+    names = sorted({*pairs.a, *pairs.b})
+    return [
+        f"{method}, round {index}: the tickets of {', '.join(names)} have {core['core']:,.0f} weights in common, "
+        f"{core['share']:.1%} of what one keeps; by chance it would be {core['chance']:.1%}.",
+        f"Two of them have an IoU of {pairs.iou.min():.3f} to {pairs.iou.max():.3f}, by chance "
+        f"{pairs.chance.min():.3f} to {pairs.chance.max():.3f}; with the mask that keeps what was largest at "
+        f"initialisation, it is {first.iou.min():.3f} to {first.iou.max():.3f}: what the settings share beyond that, "
+        "training has chosen.",
+    ]

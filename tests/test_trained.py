@@ -1,0 +1,160 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mirl_study import Mask, SettingsError, analysis, build_network, load_settings, study, trained
+from mirl_study.data import load_bank
+from mirl_study.store import project_root
+
+
+@pytest.fixture(scope="module")
+def root(smoke_results, tmp_path_factory):
+    """A results root whose runs have nothing recorded, to be filled and damaged."""
+    ignore = shutil.ignore_patterns("report", "*.png", *(f"{name}.csv" for name in trained.TABLES))
+    place = tmp_path_factory.mktemp("trained")
+    shutil.copytree(smoke_results / "smoke", place / "smoke", ignore=ignore)
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(root):
+    found = analysis.runs("smoke", root)
+    assert "nothing was recorded of the trained weights of all_in_one, dense, seed 0" in trained.missing(found)
+    assert trained.record_all(found) == [] and trained.missing(found) == ""
+    return found
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return load_bank(load_settings("smoke"), "test", project_root())
+
+
+def test_what_is_recorded_is_not_recorded_again(found, root, bank):
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    assert trained.record_all(found) == []
+    assert not trained.record(analysis.find(found, "all_in_one", "dense"), bank)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == stamps
+
+
+@pytest.mark.parametrize("name", trained.TABLES)
+def test_tables_say_whose_they_are(found, name):
+    table = trained.gather(found, name)
+    assert list(table) == [*analysis.RUN, *trained.TABLES[name]]
+    assert set(table.method) == {"dense", "MIR-L-G", "MIR-L-LW"}
+    assert trained.gather(found[:0], name).empty
+
+
+def test_survivors_of_known_weights():
+    start, now = build_network("pico", 0), build_network("pico", 0)
+    name = "patch_embed.proj.weight"
+    with torch.no_grad():
+        start.get_parameter(name).copy_(torch.linspace(0.01, 1.08, 108).view(4, 3, 3, 3))
+        now.get_parameter(name).copy_(-2 * start.get_parameter(name))
+    keep = torch.zeros(108, dtype=torch.bool)
+    keep[-10:] = True
+    rows = trained.survivors(start, now, Mask({name: keep.view(4, 3, 3, 3)})).set_index("kind")
+    row = rows.loc["embed"]
+    assert (row.weights, row.kept, row.same_sign) == (108, 10, 0) and row.equals(rows.loc["all"])
+    assert row["rank"] == pytest.approx(np.arange(98, 108).mean() / 107) and row.order == pytest.approx(1)
+    assert row.trained == pytest.approx(2 * row.initial_kept) and row.initial == pytest.approx(0.545, abs=1e-3)
+
+
+def test_the_order_of_known_weights():
+    first, second = build_network("pico", 0), build_network("pico", 0)
+    name = "output.weight"
+    with torch.no_grad():
+        values = torch.linspace(1, 2, second.get_parameter(name).numel())
+        first.get_parameter(name).copy_(values.view_as(first.get_parameter(name)))
+        second.get_parameter(name).copy_(values.flip(0).view_as(first.get_parameter(name)))
+    size = len(values)
+    keep = torch.zeros(size, dtype=torch.bool)
+    keep[-4:] = True
+    shape = second.get_parameter(name).shape
+    masks = {0: Mask({name: torch.ones(shape, dtype=torch.bool)}), 3: Mask({name: keep.view(shape)})}
+    rows = trained.ranking({-1: first, 0: first, 3: second}, masks).set_index(["before", "after"])
+    assert rows.loc[(0, 3), ["weights", "kept", "top"]].tolist() == [4, 4, 1]
+    assert rows.order[0, 3] == pytest.approx(-1) and rows.order[-1, 0] == pytest.approx(1)
+    assert rows.chance[0, 3] == 4 / size and list(rows.index) == [(-1, 0), (-1, 3), (0, 3)]
+
+
+def test_prompt_weights_are_those_of_the_network(found, bank):
+    table = trained.gather(found, "prompt_weights").query("method == 'dense'")
+    sums = table.groupby(["prompt", "task", "name"]).weight.sum()
+    assert sums.to_numpy() == pytest.approx(1, abs=1e-6) and len(sums) == 3 * sum(1 for _ in bank.samples())
+    network = build_network("pico", 0)
+    with torch.no_grad():
+        network.prompt2.linear_layer.weight.zero_()
+        network.prompt2.linear_layer.bias.copy_(torch.tensor([0.0, 1.0]))
+    alike = trained.prompt_weights(network, bank).query("prompt == 'prompt2'").groupby("component").weight.unique()
+    assert alike[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=1e-6)
+
+
+def test_a_head_that_gives_nothing_matters_to_no_task(bank):
+    network = build_network("pico", 0)
+    mask = Mask.dense(network)
+    with torch.no_grad():
+        network.latent[0].attn.project_out.weight.zero_()
+    rows = trained.heads(network, mask, bank).set_index("layer")
+    assert (rows.rise["latent.0.attn"] == 0).all() and (rows.rise["refinement.0.attn"] != 0).all()
+    assert (rows.density == 1).all() and set(rows.task) == set(load_settings("smoke").tasks)
+
+
+def test_the_rise_is_the_derivative_by_a_gate(bank):
+    network = build_network("pico", 0).double()
+    mask, name = Mask.dense(network), "refinement.0.attn"
+    sample = trained._first(bank)[0]
+
+    def loss(gate: float) -> float:
+        with torch.no_grad():
+            weight = network.get_parameter(f"{name}.project_out.weight")
+            kept = weight.clone()
+            weight.mul_(gate)
+            given, target = (trained._middle(image, 128, 8).double() for image in (sample.degraded, sample.target))
+            value = (network(given) - target).abs().mean().item()
+            weight.copy_(kept)
+        return value
+
+    class Doubled:
+        pixels = bank.pixels
+
+        def samples(self):
+            return (s._replace(degraded=s.degraded.double(), target=s.target.double()) for s in bank.samples())
+
+    rows = trained.heads(network, mask, Doubled())
+    rise = rows[(rows.layer == name) & (rows.task == sample.task)].rise.item()
+    assert rise == pytest.approx(-(loss(1 + 1e-5) - loss(1 - 1e-5)) / 2e-5, rel=1e-3)
+
+
+def test_pictures_are_read_with_the_scores_of_the_records(found):
+    chosen = trained.panels(found, "all_in_one")
+    assert [label for label, *_ in chosen] == ["dense", "MIR-L-G round 2", "MIR-L-LW round 2"]
+    items = {item.task: item for item in trained.restorations(chosen)}
+    item = items["derain"]
+    assert list(item.images) == ["input", *(label for label, *_ in chosen), "target"]
+    metrics = pd.read_csv(chosen[1][1] / "round02" / "metrics.csv").query("task == 'derain'").iloc[0]
+    assert (item.psnr["MIR-L-G round 2"], item.ssim["input"]) == (metrics.psnr, metrics.input_ssim)
+    assert item.name == metrics["name"] and item.images["target"].shape[0] == 3
+
+
+def test_other_data_are_not_passed_off_as_the_runs(root, found, tmp_path, bank):
+    shutil.copytree(root / "smoke", tmp_path / "smoke", ignore=shutil.ignore_patterns("survivors.csv"))
+    path = tmp_path / "smoke/all_in_one/MIR-L-G/seed0/round02/metrics.csv"
+    metrics = pd.read_csv(path)
+    metrics.assign(psnr=metrics.psnr + 1).to_csv(path, index=False)
+    with pytest.raises(SettingsError, match="the data are not those of the run"):
+        trained.record(path.parents[1], bank)
+    assert not (path.parents[1] / "survivors.csv").exists()
+    (problem,) = trained.record_all(analysis.runs("smoke", tmp_path))
+    assert problem.startswith("all_in_one: the trained weights cannot be looked at: data: ") and "\n" not in problem
+
+
+def test_the_reference_keeps_what_was_recorded_and_no_weights(found, root):
+    folder, _ = study.keep_reference("smoke", root)
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {f"{name}.csv" for name in trained.TABLES} <= names and "derain-restored.png" in names
+    assert not any(name.endswith(".safetensors") for name in names)
+    kept = analysis.runs("smoke", root / "reference")
+    assert trained.missing(kept) == "" and len(trained.restorations(trained.panels(kept, "all_in_one"))) == 5

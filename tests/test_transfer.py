@@ -1,0 +1,78 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from mirl_study import SettingsError, build_network, load_settings, lottery, transfer
+from mirl_study.network import fingerprint
+
+
+@pytest.fixture(scope="module")
+def played(smoke_results, tmp_path_factory):
+    """A ticket of all-in-one, trained on rain; and the dense network and ticket of rain itself."""
+    root = tmp_path_factory.mktemp("transfer")
+    shutil.copytree(smoke_results / "smoke", root / "smoke")
+    for last in lottery.rounds(load_settings("smoke", setting="derain"), root, "cpu", show=False):
+        own = last
+    *_, ticket = lottery.rounds(load_settings("smoke"), root, "cpu", show=False)
+    return root, ticket, own, transfer.play(ticket, "derain", root, "cpu", show=False)
+
+
+def test_a_transfer_has_the_mask_of_one_setting_and_the_images_of_another(played):
+    root, ticket, own, made = played
+    assert made.mask == ticket.mask != own.mask
+    assert set(made.metrics.task) == {"derain"}
+    folder = root / "smoke/derain/controls/transfer-all_in_one-MIR-L-G-round02/seed0"
+    assert made.run.folder == folder and (folder / "summary.csv").is_file()
+    facts = json.loads((folder / "round01/round.json").read_text())
+    assert facts["start_sha256"] == fingerprint(build_network("pico", 0))
+    assert facts["steps"] == load_settings("smoke").steps
+
+
+def test_a_finished_transfer_is_read(played):
+    root, ticket, _, made = played
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    assert transfer.play(ticket, "derain", root, "cpu", show=False).metrics.equals(made.metrics)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == stamps
+
+
+def test_the_table_sets_it_beside_the_settings_own_ticket(played):
+    root, _, own, made = played
+    table = transfer.table("smoke", root)
+    means = table[table.task == "derain"].set_index("from")
+    assert means.to.unique().tolist() == ["derain"] and set(means.index) == {"derain", "all_in_one"}
+    assert means.psnr["all_in_one"] == pytest.approx(made.scores.psnr["derain"])
+    assert means.psnr["derain"] == pytest.approx(own.scores.psnr["derain"])
+    dense = lottery.dense_round(load_settings("smoke", setting="derain"), root, "cpu", show=False)
+    gap = made.scores.psnr["derain"] - dense.scores.psnr["derain"]
+    assert means.delta["all_in_one"] == pytest.approx(gap)
+    (sentence,) = transfer.in_words(table)
+    apart = made.scores.psnr["derain"] - own.scores.psnr["derain"]
+    assert f"found on all_in_one, trained on derain, is {apart:+.2f} dB".replace("-", "−") in sentence.replace("-", "−")
+
+
+def test_no_transfer_is_said_in_one_line(smoke_results):
+    table = transfer.table("smoke", smoke_results)
+    assert table.empty and "transfer.play" in transfer.in_words(table)[0]
+    assert "derain -> dehaze" in transfer.missing(table) and len(transfer.missing(table)) == 12
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("deran", "did you mean 'derain'"), ("all_in_one", "setting='all_in_one' is the ticket's own")],
+)
+def test_a_setting_that_cannot_be(played, setting, message):
+    with pytest.raises(SettingsError, match=message) as error:
+        transfer.play(played[1], setting, played[0], "cpu", show=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dense_round_is_no_ticket_and_a_folder_belongs_to_one(played):
+    root, ticket, *_ = played
+    dense = lottery.dense_round(load_settings("smoke"), root, "cpu", show=False)
+    with pytest.raises(SettingsError, match="is no ticket"):
+        transfer.play(dense, "derain", root, "cpu", show=False)
+    other = lottery.Round(ticket.run, 2, ticket.mask.shuffled(torch.Generator()), ticket.history, ticket.metrics)
+    with pytest.raises(SettingsError, match="ticket_mask"):
+        transfer.play(other, "derain", root, "cpu", show=False)
