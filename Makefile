@@ -14,7 +14,7 @@ READY := .venv/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME  # .venv must not see another copy of the package
 
-.PHONY: help setup study plan controls test test-slow test-cluster lab lint lock reference clean
+.PHONY: help setup study plan controls test test-slow test-cluster test-browser lab app lint lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,7 +31,7 @@ controls: $(READY)  ## the study with the controls of its ticket: was it luck?
 	@$(BIN)/mirl study --profile $(PROFILE) --settings $(SETTINGS) --seeds $(SEEDS) --cores $(CORES) --controls
 
 test: $(READY)  ## the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n $(CORES) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -39,8 +39,16 @@ test-slow: $(READY)  ## the tests that take minutes
 test-cluster: $(READY)  ## a tiny grid on a SLURM of its own, where root and apt allow
 	@PYTHON="$(CURDIR)/$(BIN)/python" tests/cluster/slurm.sh
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks
+test-browser: $(READY)  ## the lab in a real browser, where there is chromium
+	@PYTHON="$(CURDIR)/$(BIN)/python" tests/browser/run.sh
+
+lab: $(READY)  ## JupyterLab on the lottery lab and the other notebooks
+	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_lottery_lab.ipynb
+
+app: $(READY)  ## the lab's explorers as a page of their own, by Voila
+	@$(BIN)/python -c 'import voila' 2>/dev/null || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[app]"
+	@$(BIN)/voila $(LAB_ARGS) notebooks/app.ipynb
 
 lint: $(READY)  ## ruff
 	@$(BIN)/ruff check .
@@ -51,7 +59,7 @@ reference: $(READY)  ## keep the results of PROFILE in results/reference/, which
 # With the oldest Python that is supported, a newer one can use the lock too: make lock PYTHON=python3.11
 lock:  ## write constraints.txt from a fresh environment
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(PYTHON) -m venv "$$dir/venv" && \
-	"$$dir/venv/bin/python" -m pip install -qq --disable-pip-version-check "torch==$(TORCH)" -e ".[test]" && \
+	"$$dir/venv/bin/python" -m pip install -qq --disable-pip-version-check "torch==$(TORCH)" -e ".[test,app,browser]" && \
 	"$$dir/venv/bin/python" -m pip freeze --all --exclude-editable > "$$dir/freeze" && \
 	{ echo "# Versions tested together; a pip constraints file, written by \`make lock\`."; \
 	  sed -E '/^(pip|setuptools|wheel|mirl-study)( |=)/d; s/\+[a-z0-9.]+$$//' "$$dir/freeze"; } > "$$dir/lock" && \

@@ -212,7 +212,7 @@ def study(
     help="The folder: results/reference/laptop-real. [default: reference/PROFILE of the results]",
 )
 def reference(profile: str, results: str | None, to: Path | None) -> None:
-    """Copy the finished runs and the report of a profile to results/reference/, without weights and logs."""
+    """Copy the finished runs and the report of a profile to results/reference/; of the weights, what the lab needs."""
     from mirl_study import study as runner
     from mirl_study.settings import choose, profiles
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirl_study import settings
 from mirl_study.masks import Mask
 from mirl_study.network import Attention, FeedForward, Prompt
 from mirl_study.settings import SCOPES, choose
@@ -175,6 +177,28 @@ CRITERIA: dict[str, Criterion] = {
     "grasp": grasp,
     "synflow": synflow,
 }
+
+
+@contextmanager
+def trial(name: str, criterion: Criterion) -> Iterator[None]:
+    """Lets settings name one more criterion while the block runs; runs that are kept should not be made with it.
+
+    Args:
+        name: for the settings.
+        criterion: from evidence to scores.
+
+    Raises:
+        SettingsError: if there is a criterion of this name.
+    """
+    if name in CRITERIA:
+        raise settings.SettingsError(f"criterion={name!r} is not allowed: the name of another criterion is taken")
+    known = settings.CRITERIA
+    CRITERIA[name], settings.CRITERIA = criterion, (*known, name)
+    try:
+        yield
+    finally:
+        del CRITERIA[name]
+        settings.CRITERIA = known
 
 
 def prune(

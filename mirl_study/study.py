@@ -29,7 +29,8 @@ LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
 TRAINING = ("dense", "one_shot", "lottery", "control")  # rules of the Snakefile
 REFERENCE = ("run.json", "summary.csv", "interpolation.csv", "round.json", "history.csv", "metrics.csv", "mask.npz")
-BINARY = (".npz", ".png")
+BINARY = (".npz", ".png", ".safetensors")
+REFERENCE_WEIGHTS = 20e6  # bytes of trained weights that a reference may hold
 REFERENCE += tuple(f"{name}.csv" for name in trained.TABLES)
 
 
@@ -341,8 +342,10 @@ def run_study(
 def keep_reference(profile: str, results: Path | str | None = None, to: Path | str | None = None) -> tuple[Path, int]:
     """Copies a profile's finished runs and report into one folder, replacing the reference that was there.
 
-    Weights, executed notebooks, logs and the runs that are not finished stay behind. Where somebody's images lie on
-    this machine does not matter to a reader: of a data folder outside the project, only the name is kept.
+    Executed notebooks, logs and the runs that are not finished stay behind. So do trained weights, but for those that
+    the lab prunes and compares: of the dense network and the lotteries of each setting's smallest seed, as long as they
+    take no more than 20 MB. Where somebody's images lie on this machine does not matter to a reader: of a data folder
+    outside the project, only the name is kept.
 
     Args:
         profile: whose results.
@@ -376,6 +379,7 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
         for path in [*run.glob("*"), *run.glob("round*/*")]
         if path.name in REFERENCE or path.suffix == ".png"
     ]
+    files += _weights(runs)
     files += [path for path in (source / "report").rglob("*") if path.is_file()]
     for path in files:
         content = path.read_bytes()
@@ -387,6 +391,19 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return target, len(files)
+
+
+def _weights(runs: Sequence[Path]) -> list[Path]:
+    """Trained weights that go with a reference: setting by setting, as long as there is room for all of one."""
+    chosen: list[Path] = []
+    chains = [run for run in runs if run.parent.name in ("dense", *LOTTERY)]
+    for setting in dict.fromkeys(run.parents[1] for run in chains):
+        own = [run for run in chains if run.parents[1] == setting]
+        first = min((run.name for run in own), key=lambda name: int(name.removeprefix("seed")))
+        more = [path for run in own if run.name == first for path in sorted(run.glob("round*/weights.safetensors"))]
+        if sum(path.stat().st_size for path in [*chosen, *more]) <= REFERENCE_WEIGHTS:
+            chosen += more
+    return chosen
 
 
 def _name(chain: Chain) -> str:

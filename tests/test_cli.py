@@ -368,11 +368,11 @@ def test_a_second_study_in_the_same_folder_is_refused(tmp_path, capsys):
     assert code == 1 and "another study works in" in err
 
 
-def test_the_reference_keeps_what_is_finished_without_weights_and_logs(tmp_path, capsys):
+def test_the_reference_keeps_what_is_finished_without_logs(tmp_path, capsys):
     done, started = (tmp_path / "smoke" / "all_in_one" / method / "seed0" for method in ("dense", "MIR-L-G"))
     tables = [f"round00/{name}" for name in ("mask.npz", "history.csv", "metrics.csv", "round.json")]
     kept = ["run.json", "summary.csv", *tables]
-    left = ["progress.json", "notebook.ipynb", "notebook.log", "round00/weights.safetensors"]
+    left = ["progress.json", "notebook.ipynb", "notebook.log"]
     where = "/home/somebody/images/fair"
     facts = json.dumps({"settings": {"data": where}})
     for path in [*(done / name for name in kept + left), started / "run.json", tmp_path / "smoke/report/figures/a.svg"]:
@@ -394,6 +394,34 @@ def test_the_reference_keeps_what_is_finished_without_weights_and_logs(tmp_path,
         code, out, _ = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path, "--to", named)
         assert code == 0 and out.strip() == f"{named}: 7 files"
     assert sorted(path.name for path in named.parent.iterdir()) == ["smoke-fair"]
+
+
+def test_the_reference_keeps_the_weights_of_the_smallest_seed(tmp_path, monkeypatch, capsys):
+    chains = [
+        f"{setting}/{method}/seed{seed}"
+        for setting in ("all_in_one", "derain")
+        for method in ("dense", "MIR-L-G")
+        for seed in (2, 10)
+    ]
+    chains += ["all_in_one/PIR-OSM-I/seed2", "all_in_one/controls/MIR-L-LW-norms/seed2"]
+    for chain in chains:
+        folder = tmp_path / "smoke" / chain
+        (folder / "round01").mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"settings": {}}))
+        (folder / "summary.csv").touch()
+        (folder / "round01" / "weights.safetensors").write_bytes(bytes(100))
+
+    def kept() -> list[str]:
+        assert mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path)[0] == 0
+        root = tmp_path / "reference" / "smoke"
+        return sorted(str(path.parents[1].relative_to(root)) for path in root.rglob("*.safetensors"))
+
+    first = ["all_in_one/MIR-L-G/seed2", "all_in_one/dense/seed2"]
+    assert kept() == [*first, "derain/MIR-L-G/seed2", "derain/dense/seed2"]
+    monkeypatch.setattr(study, "REFERENCE_WEIGHTS", 399)  # there is room for those of one setting
+    assert kept() == first
+    monkeypatch.setattr(study, "REFERENCE_WEIGHTS", 199)
+    assert kept() == []
 
 
 @pytest.mark.parametrize("into", ["smoke", "smoke/report", ".", "precious", "file"])

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nbconvert
 import nbformat
 import papermill
 import pytest
@@ -27,6 +28,11 @@ MODELS = {"models": "[]", "recipes": '["study"]', "densities": "[0.5, 0.2, 0.1, 
 LOAD = "settings = load_settings(profile, setting=setting, scope=scope, seed={}, **overrides)"
 MADE = {"02": ["dense"], "03": ["dense", *ONE_SHOT], "04": ["dense", "MIR-L-G"]}  # runs of the notebooks that train
 EXERCISES = {  # answers to the exercises, right and wrong
+    "00": """
+assert lab.rounds == 2 and "hint" in widgets.exercises.check_round(None, lab)
+assert "fits" in widgets.exercises.check_criterion(criterion)
+assert "no control" in widgets.exercises.check_control("reinit", lab)
+""",
     "01": """
 wanted = inputs.loc["derain", "mean"]
 assert check_sigma(255 / 10 ** (wanted / 20)).endswith("right")
@@ -106,7 +112,18 @@ def test_opens_with_a_question_and_leads_on(number):
     assert all(name in last for name in following)
 
 
+LAB = {
+    "profile": '"laptop"',
+    "setting": '"all_in_one"',
+    "seed": "0",
+    "results": '"results/reference"',
+    "live": '"auto"',
+}
+
+
 def wanted_parameters(number: str) -> dict[str, str]:
+    if number == "00":
+        return LAB
     if number == "08":
         return {name: value for name, value in DEFAULTS.items() if name != "scope"} | MODELS
     if number == "07":
@@ -115,6 +132,8 @@ def wanted_parameters(number: str) -> dict[str, str]:
 
 
 def load(number: str) -> str:
+    if number == "00":
+        return "lab = widgets.Lab.open(profile, setting, seed, results)"
     text = LOAD.format("seeds[0]" if number == "07" else "seed")
     return text.replace(" scope=scope,", "") if number == "08" else text
 
@@ -183,6 +202,31 @@ def test_runs(number, results, environment, tmp_path):
         assert (results / "smoke" / "all_in_one" / method / "seed1" / "summary.csv").is_file()
 
 
+def test_the_lab_from_the_reference_shows_a_still_for_every_widget(environment, tmp_path):
+    """As it is exported: nothing is trained, no widget is left, and all of it stays within the file."""
+    execute(read("00"), tmp_path, profile="laptop", results="results/reference")
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    kinds = {cell.id: [set(output.get("data", {})) for output in cell.outputs] for cell in code(executed)}
+    assert not any("application/vnd.jupyter.widget-view+json" in kind for own in kinds.values() for kind in own)
+    for name in ("degrade", "prune", "play", "scopes", "luck", "explore", "viewer"):
+        assert any("image/png" in kind for kind in kinds[name]), name
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(executed)
+    assert page.count("data:image/png;base64") >= sum("image/png" in kind for own in kinds.values() for kind in own)
+
+
+def test_the_solutions_are_right(environment, tmp_path):
+    solutions = nbformat.read(project_root() / "notebooks" / "solutions" / "00_lottery_lab.ipynb", as_version=4)
+    execute(solutions, tmp_path, profile="laptop", results="results/reference")
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    said = {cell.id: "".join(output.get("text", "") for output in cell.outputs) for cell in code(executed)}
+    assert all("right" in said[name] for name in ("round", "empty", "control")) and "it fits" in said["criterion"]
+
+
+def test_the_explorers_run_in_batch(results, environment, tmp_path):
+    explorers = nbformat.read(project_root() / "notebooks" / "app.ipynb", as_version=4)
+    execute(explorers, tmp_path, results=str(results))
+
+
 def test_controls_that_are_asked_for():
     everything = [name for group in CONTROLS.values() for name in group]
     assert controls.chosen([], [0]) == everything
@@ -228,6 +272,8 @@ def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environ
 @pytest.mark.parametrize(
     ("number", "given", "message"),
     [
+        ("00", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
+        ("00", {"seed": 7}, "profile='smoke' has no finished run in .*"),
         ("01", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
         ("01", {"source": "no/such/folder"}, "source folder no/such/folder: does not exist"),
         ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
