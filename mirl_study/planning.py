@@ -23,7 +23,7 @@ PATIENCE = 2.0  # seconds that a measurement is repeated for
 MOST = 50  # repetitions
 JOB_SECONDS = 10.0  # start of a kernel, imports and figures of a notebook: seen on two CPU cores
 JOB_BYTES = 2**20  # an executed notebook with its log: seen
-COPIES = 3  # of the weights in a checkpoint: themselves and two moments
+COPIES = 9  # of the weights, in checkpoints: they and two moments; two are kept while a third is written
 
 
 @dataclass(frozen=True)

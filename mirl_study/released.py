@@ -69,6 +69,9 @@ def load_released(path: Path | str) -> tuple[PromptIR, Mask]:
 def save_released(path: Path | str, network: PromptIR) -> None:
     """Writes a network under the released names, all or nothing: ``{"state_dict": {"net.patch_embed...": ...}}``.
 
+    The authors' own network has six convolutions that never run. A network built without them (``unused=False``, as in
+    the protocol ``sound``) is loaded there with ``strict=False``.
+
     Raises:
         OSError: if it cannot be written.
     """

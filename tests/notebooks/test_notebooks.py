@@ -179,6 +179,9 @@ def execute(notebook: NotebookNode, folder: Path, **parameters) -> None:
         assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "number", [number if number == "04" else pytest.param(number, marks=pytest.mark.slow) for number in NOTEBOOKS]
+)
 def test_runs(number, results, environment, tmp_path):
     notebook = read(number)
     if number in EXERCISES:
@@ -202,6 +205,7 @@ def test_runs(number, results, environment, tmp_path):
         assert (results / "smoke" / "all_in_one" / method / "seed1" / "summary.csv").is_file()
 
 
+@pytest.mark.slow
 def test_the_lab_from_the_reference_shows_a_still_for_every_widget(environment, tmp_path):
     """As it is exported: nothing is trained, no widget is left, and all of it stays within the file."""
     execute(read("00"), tmp_path, profile="laptop", results="results/reference")
@@ -214,6 +218,7 @@ def test_the_lab_from_the_reference_shows_a_still_for_every_widget(environment, 
     assert page.count("data:image/png;base64") >= sum("image/png" in kind for own in kinds.values() for kind in own)
 
 
+@pytest.mark.slow
 def test_the_solutions_are_right(environment, tmp_path):
     solutions = nbformat.read(project_root() / "notebooks" / "solutions" / "00_lottery_lab.ipynb", as_version=4)
     execute(solutions, tmp_path, profile="laptop", results="results/reference")
@@ -222,6 +227,7 @@ def test_the_solutions_are_right(environment, tmp_path):
     assert all("right" in said[name] for name in ("round", "empty", "control")) and "it fits" in said["criterion"]
 
 
+@pytest.mark.slow
 def test_the_explorers_run_in_batch(results, environment, tmp_path):
     explorers = nbformat.read(project_root() / "notebooks" / "app.ipynb", as_version=4)
     execute(explorers, tmp_path, results=str(results))
@@ -252,6 +258,7 @@ def test_controls_that_cannot_be(names, seeds, message):
     assert re.fullmatch(re.escape(message).replace(r"\.\*", ".*"), str(error.value))
 
 
+@pytest.mark.slow
 def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environment, tmp_path):
     """As the study's jobs run it: one control, and nothing else is there yet."""
     notebook, results = read("07"), shutil.copytree(smoke_results, tmp_path / "results")
