@@ -10,6 +10,7 @@ import click
 from mirl_study.settings import SettingsError, choose
 
 if TYPE_CHECKING:
+    from mirl_study.lottery import Round
     from mirl_study.settings import ModelSettings, NetworkSettings
     from mirl_study.tickets import Ticket
 
@@ -141,18 +142,44 @@ def import_(checkpoint: Path, target: Path, setting: str, scope: str, index: int
     )
 
 
+@ticket.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@ROUND
+@click.option("--on", "settings", required=True, metavar="LIST", help="Settings to train on: dehaze,denoise.")
+def transfer(run: Path, index: int | None, settings: str) -> None:
+    """Train the mask of a lottery's round on other settings, from the same initialisation; RUN is its folder.
+
+    A transfer lies among the runs of the setting that it is trained on, and the report reads it there.
+    """
+    from mirl_study import transfer as transfers
+    from mirl_study.settings import SETTINGS
+
+    names = [choose("on", name, SETTINGS) for name in settings.split(",")]
+    found = _round(run, index)
+    for name in names:
+        played = transfers.play(found, name, found.run.root)
+        click.echo(f"{played.run.folder}: {played.scores.psnr.mean():.2f} dB, mean over tasks")
+
+
 def _open(path: Path, index: int | None) -> "Ticket":
     """The ticket of a file, or of a round of a run folder."""
+    from mirl_study.tickets import Ticket
+
+    if path.is_dir() or not path.exists():
+        return _round(path, index).ticket
+    if index is not None:
+        raise SettingsError(f"round={index} is not allowed: {path} is one ticket, not a run folder")
+    return Ticket.load(path)
+
+
+def _round(path: Path, index: int | None) -> "Round":
+    """A round of a run folder, the last one if none is named."""
     from mirl_study.analysis import open_run
     from mirl_study.lottery import load_round
-    from mirl_study.tickets import Ticket, TicketError
+    from mirl_study.tickets import TicketError
 
     if not path.exists():
         raise SettingsError(f"path={str(path)!r} does not exist")
-    if not path.is_dir():
-        if index is not None:
-            raise SettingsError(f"round={index} is not allowed: {path} is one ticket, not a run folder")
-        return Ticket.load(path)
     if not (path / "run.json").is_file():
         raise SettingsError(f"path={str(path)!r} is no run folder (no run.json in it) and no ticket")
     there = sorted(int(found.parent.name.removeprefix("round")) for found in path.glob("round*/round.json"))
@@ -162,7 +189,7 @@ def _open(path: Path, index: int | None) -> "Ticket":
         raise SettingsError(f"round={index} is not one of {', '.join(map(str, there))}, the finished rounds of {path}")
     index = there[-1] if index is None else index
     try:
-        return load_round(open_run(path), index).ticket
+        return load_round(open_run(path), index)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, SettingsError):
             raise

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mirl_study.fused import EPSILON, attend, feed
 from mirl_study.settings import PRESETS, NetworkSettings, choose
 
-PRUNABLE_KINDS = (
+DECLARED_KINDS = (  # prunable ones of a PromptIR
     "embed",
     "qkv",
     "depthwise",
@@ -33,9 +33,8 @@ PRUNABLE_KINDS = (
     "prompt_conv",
     "prompt_linear",
     "output",
-    "convolution",
-    "linear",
 )
+PRUNABLE_KINDS = (*DECLARED_KINDS, "convolution", "linear")  # and of a layer that no class has declared
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 BY_TYPE = {CONVOLUTIONS: "convolution", (nn.Linear,): "linear", NORMS: "norm", (nn.PReLU,): "slope"}

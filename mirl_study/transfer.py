@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from mirl_study.analysis import by_task, dense_folder, profile_folder, read_json
+from mirl_study.comparison import build_network
 from mirl_study.lottery import Bench, Round, only_round, train_and_score
-from mirl_study.network import build_network
 from mirl_study.progress import Progress
 from mirl_study.session import Session
 from mirl_study.settings import LOTTERY, SETTINGS, SettingsError, choose
@@ -118,7 +118,7 @@ def in_words(transfers: pd.DataFrame) -> list[str]:
         Sentences, on the mean of the families; one that says how to make a transfer if there is none.
     """
     if transfers.empty:
-        return ["No ticket was trained on another setting than its own: transfer.play(ticket, setting) does that."]
+        return ["No ticket was trained on another setting than its own; `mirl ticket transfer RUN --on LIST` does it."]
     told = []
     means = transfers[transfers.task == "mean"]
     for (to, method, index), group in means.groupby(["to", "method", "round"], sort=False):

@@ -13,6 +13,7 @@ from mirl_study.network import build_network
 from mirl_study.settings import SettingsError
 
 
+@pytest.mark.slow
 def test_rows_are_measured_by_turns_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     table = bench.bench(["metrics", "disk"], runs=2, threads=1)

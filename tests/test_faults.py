@@ -99,7 +99,9 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize("where", KILLED)
+@pytest.mark.parametrize(
+    "where", [where if where == "training" else pytest.param(where, marks=pytest.mark.slow) for where in KILLED]
+)
 def test_killed_anywhere_it_goes_on_and_ends_bit_identical(root, whole, where):
     victim = start(root, KILLED[where])
     assert victim.wait(60) == -9
@@ -144,6 +146,7 @@ def test_a_second_start_waits_says_for_whom_and_reads_what_the_first_has_done(sm
     assert tree(tmp_path / GLOBAL) == tree(smoke_results / GLOBAL)
 
 
+@pytest.mark.slow
 def test_two_starts_of_one_chain_never_mix(root, whole):
     both = [start(root) for _ in range(2)]
     assert [process.wait(100) for process in both] == [0, 0]
@@ -152,6 +155,7 @@ def test_two_starts_of_one_chain_never_mix(root, whole):
     assert 1 <= len(facts["sessions"]) <= 2
 
 
+@pytest.mark.slow
 def test_a_generator_that_waits_for_its_caller_holds_nothing(root, whole):
     """In a notebook the same chain is started again in another cell."""
     begun = lottery.rounds(SETTINGS, root, "cpu", show=False)

@@ -6,7 +6,7 @@ from torch import nn
 
 from mirl_study import load_settings
 from mirl_study.masks import Mask
-from mirl_study.network import PRUNABLE_KINDS, build_network, describe
+from mirl_study.network import DECLARED_KINDS, PRUNABLE_KINDS, build_network, describe
 
 
 def mask_of(*rows: list[bool]) -> Mask:
@@ -154,8 +154,7 @@ def test_each_parameter_has_a_kind_and_the_prunable_ones_are_of_the_right_type(n
     network = build_network(load_settings("smoke", network={"unused": True}).network)
     table = describe(network).set_index("name")
     assert list(table.index) == [name for name, _ in network.named_parameters()]
-    declared = set(PRUNABLE_KINDS) - {"convolution", "linear"}  # what a layer is called that nobody has declared
-    assert set(table.kind) == {*declared, "norm", "unused", "prompt", "bias", "temperature"}
+    assert set(table.kind) == {*DECLARED_KINDS, "norm", "unused", "prompt", "bias", "temperature"}
     mask = Mask.dense(network, norms=norms, unused=unused)
     kinds = {*PRUNABLE_KINDS, *(["norm"] if norms else []), *(["unused"] if unused else [])}
     assert list(mask) == [name for name in table.index if table.kind[name] in kinds]

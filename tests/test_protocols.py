@@ -144,11 +144,11 @@ def test_a_point_decides_what_it_can_change_and_nothing_else(point, value):
     [(False, False, set()), (True, False, {"norm"}), (False, True, {"unused"}), (True, True, {"norm", "unused"})],
 )
 def test_what_is_prunable_follows_the_two_points(norms, unused, more):
-    from mirl_study.network import PRUNABLE_KINDS, describe
+    from mirl_study.network import DECLARED_KINDS, describe
 
     settings = load_settings("smoke", network={"unused": True}, prune_norms=norms, prune_unused=unused)
     kinds = describe(build_network(settings.network)).set_index("name").kind
-    assert {kinds[name] for name in lottery.dense_mask(settings)} == {*PRUNABLE_KINDS, *more}
+    assert {kinds[name] for name in lottery.dense_mask(settings)} == {*DECLARED_KINDS, *more}
 
 
 def overlapping(folder):

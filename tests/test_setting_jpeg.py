@@ -47,6 +47,7 @@ def test_the_table_has_no_published_columns(results, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_tells_of_it(results):
     page = report.write(results, "smoke")
     text = page.read_text(encoding="utf-8")

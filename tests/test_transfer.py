@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from mirl_study import SettingsError, build_network, load_settings, lottery, transfer
+from mirl_study import SettingsError, build_network, cli, load_settings, lottery, transfer
 from mirl_study.network import fingerprint
 
 
@@ -54,7 +54,7 @@ def test_the_table_sets_it_beside_the_settings_own_ticket(played):
 
 def test_no_transfer_is_said_in_one_line(smoke_results):
     table = transfer.table("smoke", smoke_results)
-    assert table.empty and "transfer.play" in transfer.in_words(table)[0]
+    assert table.empty and "mirl ticket transfer" in transfer.in_words(table)[0]
     assert "derain -> dehaze" in transfer.missing(table) and len(transfer.missing(table)) == 12
 
 
@@ -66,6 +66,20 @@ def test_a_setting_that_cannot_be(played, setting, message):
     with pytest.raises(SettingsError, match=message) as error:
         transfer.play(played[1], setting, played[0], "cpu", show=False)
     assert "\n" not in str(error.value)
+
+
+def test_by_command(played, capsys):
+    root, *_, made = played
+    run = root / "smoke/all_in_one/MIR-L-G/seed0"
+    for words, code, said in (
+        (["--on", "derain", "--round", "2"], 0, f"{made.run.folder}: {made.scores.psnr.mean():.2f} dB"),
+        (["--on", "derain,deran"], 2, "on='deran' is not one of"),
+        (["--on", "derain", "--round", "9"], 2, "round=9 is not one of 1, 2"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["ticket", "transfer", str(run), *words])
+        told = capsys.readouterr()
+        assert end.value.code == code and said in (told.err if code else told.out)
 
 
 def test_a_dense_round_is_no_ticket_and_a_folder_belongs_to_one(played):

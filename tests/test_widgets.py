@@ -319,6 +319,7 @@ def test_a_criterion_of_ones_own_is_checked(criterion, said):
     assert said in exercises.check_criterion(criterion)
 
 
+@pytest.mark.slow
 def test_a_criterion_of_ones_own_plays_the_real_loop():
     known = tuple(settings.CRITERIA)
     played = exercises.play(lambda evidence: {n: -w.detach().abs() for n, w in evidence.weights().items()})

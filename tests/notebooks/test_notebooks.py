@@ -276,22 +276,25 @@ def test_a_probe_alone_plays_that_and_copes_with_the_rest(smoke_results, environ
     assert f"{left.kept.sum()} of {left.width.sum()} gains left" in text  # as the rule has it, without a training
 
 
+MISTAKES = [
+    ("00", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
+    ("00", {"seed": 7}, "profile='smoke' has no finished run in .*"),
+    ("01", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
+    ("01", {"source": "no/such/folder"}, "source folder no/such/folder: does not exist"),
+    ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
+    ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
+    ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
+    ("07", {"controls": ["shufled"]}, "controls='shufled' is not one of .* \\(did you mean 'shuffled'\\?\\)"),
+    ("08", {"models": ["restormr"]}, "models='restormr' is not one of .* \\(did you mean 'restormer'\\?\\)"),
+    ("08", {"densities": [0.5, 1.5]}, "density=1.5 is not allowed: more than 0 and less than 1"),
+    ("08", {"recipes": ["orignal"]}, "recipe='orignal' is not one of .* \\(did you mean 'original'\\?\\)"),
+    ("07", {"margin": -0.1}, "margin=-0.1 is not allowed: 0 or more, in dB"),
+]
+
+
 @pytest.mark.parametrize(
     ("number", "given", "message"),
-    [
-        ("00", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
-        ("00", {"seed": 7}, "profile='smoke' has no finished run in .*"),
-        ("01", {"profile": "smokey"}, "profile='smokey' is not one of .* \\(did you mean 'smoke'\\?\\)"),
-        ("01", {"source": "no/such/folder"}, "source folder no/such/folder: does not exist"),
-        ("02", {"setting": "deran"}, "setting='deran' is not one of .* \\(did you mean 'derain'\\?\\)"),
-        ("03", {"overrides": {"stepz": 3}}, "unknown setting 'stepz' \\(did you mean 'steps'\\?\\)"),
-        ("04", {"overrides": {"rate": 1.5}}, "rate=1.5 is not allowed: more than 0 and less than 1"),
-        ("07", {"controls": ["shufled"]}, "controls='shufled' is not one of .* \\(did you mean 'shuffled'\\?\\)"),
-        ("08", {"models": ["restormr"]}, "models='restormr' is not one of .* \\(did you mean 'restormer'\\?\\)"),
-        ("08", {"densities": [0.5, 1.5]}, "density=1.5 is not allowed: more than 0 and less than 1"),
-        ("08", {"recipes": ["orignal"]}, "recipe='orignal' is not one of .* \\(did you mean 'original'\\?\\)"),
-        ("07", {"margin": -0.1}, "margin=-0.1 is not allowed: 0 or more, in dB"),
-    ],
+    [case if "01" <= case[0] <= "04" else pytest.param(*case, marks=pytest.mark.slow) for case in MISTAKES],
 )
 def test_a_mistake_stops_before_any_work(number, given, message, environment, tmp_path):
     results = tmp_path / "results"
