@@ -34,7 +34,7 @@ test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser" -n $(CORES) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(CORES) --dist loadfile $(PYTEST_ARGS)
 
 test-cluster: $(READY)  ## a tiny grid on a SLURM of its own, where root and apt allow
 	@PYTHON="$(CURDIR)/$(BIN)/python" tests/cluster/slurm.sh
