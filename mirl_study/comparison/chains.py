@@ -75,11 +75,11 @@ def check_cuts(densities: Sequence[float]) -> None:
     """Checks densities to cut to, before any work.
 
     Raises:
-        SettingsError: for no list, an empty one, the same density twice, or one outside 0 to 1.
+        SettingsError: for no list, the same density twice, or one outside 0 to 1.
     """
     listed = isinstance(densities, list | tuple)
-    if not (listed and densities and len(set(densities)) == len(densities)):
-        raise SettingsError(f"densities={densities!r} is not allowed: a list of different numbers, at least one")
+    if not (listed and len(set(densities)) == len(densities)):
+        raise SettingsError(f"densities={densities!r} is not allowed: a list of different numbers")
     for density in densities:
         if type(density) not in (int, float) or not 0 < density < 1:
             raise SettingsError(f"density={density!r} is not allowed: more than 0 and less than 1")
