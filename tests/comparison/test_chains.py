@@ -163,6 +163,21 @@ def test_a_cut_with_other_steps_is_refused(played):
         chains.cut(settings, 0.5, played, "cpu", show=False, tuning=0.5)
 
 
+@pytest.mark.parametrize(
+    ("check", "given", "message"),
+    [
+        (chains.check_cuts, 0.5, r"densities=0.5 is not allowed: a list"),
+        (chains.check_cuts, [0.5, 0.5], r"densities=\[0.5, 0.5\] is not allowed: a list of different numbers"),
+        (chains.check_cuts, [0.5, 1.5], r"density=1.5 is not allowed: more than 0 and less than 1"),
+        (chains.chosen, "airnet", r"models='airnet' is not allowed: a list of names"),
+        (chains.chosen, ["airnett"], r"models='airnett' is not one of .* \(did you mean 'airnet'"),
+    ],
+)
+def test_what_cannot_be_asked_for(check, given, message):
+    with pytest.raises(SettingsError, match=message):
+        check(given)
+
+
 def test_patches_that_a_model_cannot_take(monkeypatch):
     monkeypatch.setattr(chains, "multiple", lambda network: 32)
     with pytest.raises(SettingsError, match="patch_size=16 is not allowed: restormer takes multiples of 32"):
