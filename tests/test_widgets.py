@@ -302,11 +302,17 @@ def test_checks_hint_and_do_not_tell(lab):
         assert "did you mean" in check(wrong, lab) and "hint" in check(None, lab)
 
 
+def change(evidence: criteria.Evidence) -> criteria.Scores:
+    """How far each weight has come since the start, as the exercise suggests it."""
+    return {name: (w.detach() - evidence.start[name]).abs() for name, w in evidence.weights().items()}
+
+
 @pytest.mark.parametrize(
     ("criterion", "said"),
     [
         (lambda evidence: criteria.magnitude(evidence), "it fits; it keeps the same weights as magnitude does"),
         (lambda evidence: {n: -w.detach().abs() for n, w in evidence.weights().items()}, "it fits and keeps other"),
+        (lambda evidence: change(evidence), "it fits and keeps other"),
         (lambda evidence: evidence.weights(), "detach"),
         (lambda evidence: [1, 2], "a dictionary"),
         (lambda evidence: {}, "a dictionary"),
@@ -322,7 +328,9 @@ def test_a_criterion_of_ones_own_is_checked(criterion, said):
 def test_a_criterion_of_ones_own_plays_the_real_loop():
     known = tuple(settings.CRITERIA)
     played = exercises.play(lambda evidence: {n: -w.detach().abs() for n, w in evidence.weights().items()})
-    assert list(played["round"]) == [0, 1, 2] and played.kept.is_monotonic_decreasing
+    assert list(played["round"]) == [0, 1, 2] and played.density.is_monotonic_decreasing
+    assert played.emptied.iloc[-1] > 0 and (played.sparsest <= played.density).all()
+    assert (played.input_psnr == played.input_psnr[0]).all()
     assert known == settings.CRITERIA and "yours" not in criteria.CRITERIA
     with pytest.raises(SettingsError, match="did you mean"):
         load_settings("smoke", criterion="magnitud")
