@@ -5,7 +5,7 @@ from mirl_study.widgets.explorers import Viewer, browse
 from mirl_study.widgets.lab import Lab
 from mirl_study.widgets.panel import Choice, Panel, is_live
 from mirl_study.widgets.stations import degrade, explore, luck, play, prune, scopes
-from mirl_study.widgets.told import FOUR, told_answer, told_controls, told_families, told_scopes
+from mirl_study.widgets.told import FOUR, told_answer, told_controls, told_families, told_scopes, told_shared
 
 __all__ = [
     "FOUR",
@@ -27,4 +27,5 @@ __all__ = [
     "told_controls",
     "told_families",
     "told_scopes",
+    "told_shared",
 ]

@@ -10,8 +10,7 @@ from mirl_study import verdicts
 from mirl_study.analysis import within_margin
 from mirl_study.settings import LOTTERY
 from mirl_study.widgets.lab import CLOSE, Lab
-from mirl_study.widgets.stations import chance
-from mirl_study.widgets.told import NAMES, heading
+from mirl_study.widgets.told import NAMES, chance, heading
 
 HALF = 0.8**3  # density at which about half of the weights are left
 

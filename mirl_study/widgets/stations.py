@@ -15,13 +15,12 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from mirl_study import analysis, controls, similarity, verdicts
+from mirl_study import analysis, controls, verdicts
 from mirl_study.figures import MARKS
-from mirl_study.masks import Mask
 from mirl_study.settings import LOTTERY, SettingsError
 from mirl_study.widgets.lab import CLOSE, SCOPES, Lab, options, spread
 from mirl_study.widgets.panel import STYLE, Canvas, Choice, Panel
-from mirl_study.widgets.told import NAMES, PRUNABLE, chains, heading, told_scopes
+from mirl_study.widgets.told import NAMES, PRUNABLE, chains, chance, heading, told_scopes
 
 COLORS = sns.color_palette("colorblind")
 DENSE = {"color": "0.15", "linestyle": ":", "lw": 1.6}
@@ -413,11 +412,6 @@ def _last(lab: Lab, folder: Any, method: str, index: int) -> Any:
 def _share(a: Tensor, b: Tensor) -> str:
     either = int((a | b).sum())
     return f"this layer: both keep {int((a & b).sum()) / either:.1%}" if either else "both are empty here"
-
-
-def chance(a: Mask, b: Mask) -> float:
-    """IoU to be expected of masks that keep as many weights in each layer and know nothing of each other."""
-    return similarity.pair(similarity.pack(a), similarity.pack(b))["chance"]
 
 
 def _line(method: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What the lab's runs say, in sentences; computed from the records, never typed."""
 
+import itertools
+import statistics
 from collections import Counter
 
 import pandas as pd
 
-from mirl_study import verdicts
+from mirl_study import similarity, verdicts
 from mirl_study.analysis import FAMILIES
 from mirl_study.masks import Mask
 from mirl_study.widgets.lab import CLOSE, Lab
@@ -130,6 +132,30 @@ def told_controls(frame: pd.DataFrame, names: tuple[str, ...] = FOUR) -> list[st
 def _side(row: pd.Series) -> str:
     """Whether a paired interval lies on one side of 0."""
     return "better" if row.low > 0 else "worse" if row.high < 0 else "cannot be told"
+
+
+def chance(a: Mask, b: Mask) -> float:
+    """IoU to be expected of masks that keep as many weights in each layer and know nothing of each other."""
+    return similarity.pair(similarity.pack(a), similarity.pack(b))["chance"]
+
+
+def told_shared(lab: Lab) -> list[str]:
+    """Says how far tickets of one seed, and of two, agree beyond what the densities of their layers explain."""
+    own = lab.found[lab.found.finished & (lab.found.setting == lab.setting)]
+    masks = {
+        (r.method, r.seed): lab.mask(r.method, lab.ticket, r.folder) for r in own.itertuples() if r.method in NAMES
+    }
+    groups: dict[str, list[tuple[Mask, Mask]]] = {}
+    for (one, a), (other, b) in itertools.combinations(masks.items(), 2):
+        if one[1] == other[1]:
+            groups.setdefault("global and layer-wise of one seed", []).append((a, b))
+        elif one[0] == other[0]:
+            groups.setdefault(f"two seeds, both {NAMES[one[0]]}", []).append((a, b))
+    return [
+        f"{name}: IoU {statistics.mean(a.iou(b) for a, b in pairs):.1%}, by the densities of the layers alone "
+        f"{statistics.mean(chance(a, b) for a, b in pairs):.1%} (round {lab.ticket}, pairs: {len(pairs)})"
+        for name, pairs in sorted(groups.items())
+    ]
 
 
 def told_answer(lab: Lab, margin: float = CLOSE) -> list[str]:
