@@ -243,10 +243,24 @@ def test_the_question_is_answered_from_all_rounds(lab, small):
     own = lab.scores[(lab.scores.method == "MIR-L-G") & (lab.scores.task == "mean") & (lab.scores["round"] > 0)]
     judged = [verdicts.verdict(values, 0.1).word for _, values in own.groupby("round").delta]
     assert f"{judged.count('not matching')} not matching, {judged.count('undecided')} undecided" in counts[0]
-    assert len(counts) == 2 * len(lab.panels) and f"of {len(counts) * lab.rounds}." in found
+    assert len(counts) == 2 * len(lab.panels) and f"In all {len(counts) * lab.rounds} " in found
+    matching = sum(int(re.search(r"(\d+) matching", line)[1]) for line in counts)
+    assert "winning: none" in found and found.count(", round ") == matching
     dense = lab.scores[(lab.scores.method == "dense") & (lab.scores.task == "mean")].psnr
     assert f"{dense.max() - dense.min():.2f} dB apart" in margin
     assert f"{small.rounds} undecided" in widgets.told_answer(small)[0]  # one seed decides nothing
+
+
+def test_what_seeds_share_is_told_beside_chance(lab, small):
+    told = widgets.told_shared(lab)
+    assert [line.split(":")[0] for line in told] == [
+        "global and layer-wise of one seed",
+        "two seeds, both global",
+        "two seeds, both layer-wise",
+    ]
+    first = [lab.mask("MIR-L-G", lab.ticket, f) for f in lab.found[lab.found.method == "MIR-L-G"].folder[:2]]
+    assert 0 < predictions.chance(*first) < 1 and "pairs: 3" in told[1]
+    assert len(widgets.told_shared(small)) == 1
 
 
 def test_what_opens_does_not_answer_the_question_before_it(lab, panels):

@@ -79,7 +79,7 @@ def prune(lab: Lab) -> Panel:
     together = np.concatenate([v.numpy().ravel() for v in sizes])
     low, high = float(np.quantile(together, 0.002)), float(together.max())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 4.7), layout="constrained")
+        figure = Figure(figsize=(11.2, 4.6), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(2.9, 2.2))
         histogram, spans = top.subplots(1, 2, width_ratios=(2, 3))
         histogram.hist(together, bins=80, range=(low, high), color="0.6")
@@ -87,9 +87,8 @@ def prune(lab: Lab) -> Panel:
             xlabel="|weight|, log scale", ylabel="prunable weights", title="all weights of the trained network"
         )
         quantiles = np.array([np.quantile(v.numpy(), (0.05, 1)) for v in sizes])
-        spans.vlines(range(len(layers)), *quantiles.T, color="0.6", lw=3, label="all but the smallest 5 %")
+        spans.vlines(range(len(layers)), *quantiles.T, color="0.8", lw=3, label="all but the smallest 5 %")
         spans.set(xlabel="prunable layer, in the network's order", ylabel="|weight|", ylim=(low - 0.15, high + 0.1))
-        spans.set_title("each layer", loc="left")
         for axis in (histogram.xaxis, spans.yaxis):
             axis.set_major_locator(MultipleLocator(1))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:g}"))
@@ -331,7 +330,7 @@ def explore(lab: Lab) -> Panel:
     count = len(lab.layers)
     floor = 0.5 / max(keep.numel() for keep in lab.mask("MIR-L-G", 0).values())  # below one weight of the largest layer
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(11.2, 4.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2.3))
         axes = top.subplots(1, 3)
         images = [_image(axes[0], "cividis"), _image(axes[1], "cividis"), _image(axes[2])]

@@ -166,19 +166,23 @@ def told_answer(lab: Lab, margin: float = CLOSE) -> list[str]:
         margin: dB below dense that still counts as matching.
     """
     own = lab.scores[lab.scores.method.isin(NAMES) & (lab.scores["round"] > 0)]
-    told, found, seen = [], 0, 0
+    told, found, seen = [], {"winning": [], "matching": []}, 0
     for method, name in NAMES.items():
         for task in lab.panels:
             part = own[(own.method == method) & (own.task == task)]
-            judged = [verdicts.verdict(values, margin) for _, values in part.groupby("round").delta]
-            words = Counter(one.word if one.decided else "undecided" for one in judged)
-            found, seen = found + words["winning"] + words["matching"], seen + len(judged)
+            judged = {index: verdicts.verdict(values, margin) for index, values in part.groupby("round").delta}
+            words = Counter(one.word if one.decided else "undecided" for one in judged.values())
+            seen += len(judged)
+            for index, one in judged.items():
+                if one.decided and one.word in found:
+                    found[one.word].append(f"{name}, round {index}, on {heading(task)}")
             parts = [f"{words[word]} {word}" for word in ("winning", "matching", "not matching", "undecided")]
             told.append(f"{name}, {heading(task)}: of {len(judged)} tickets {', '.join(parts)}")
     task = lab.panels[0]
     dense = lab.scores[(lab.scores.method == "dense") & (lab.scores.task == task)].psnr
     seeds = len(dense)
-    told.append(f"By {seeds} seeds, winning or matching: {found or 'none'} of {seen}.")
+    parts = "; ".join(f"{word}: {' and '.join(which) or 'none'}" for word, which in found.items())
+    told.append(f"In all {seen} cases, over {seeds} seeds: {parts}.")
     if seeds > 1:
         noise = own[own.task == task].groupby(["method", "round"]).delta.std().median()
         told.append(
