@@ -291,9 +291,10 @@ def test_the_answers_follow_the_files(lab):
     gain = (lab.levels.psnr - lab.levels.input_psnr)[list(lab.samples)]
     assert predictions.gains(lab).answer == max(lab.samples, key=lambda task: gain[task])
     frame = verdicts.gather("laptop", "all_in_one", "MIR-L-G", lab.ticket, "results/reference")
-    row = verdicts.paired(frame, "ticket").set_index(["control", "task"]).loc[("reinit", "mean")]
-    word = predictions.control(lab, "reinit").answer
-    assert word.startswith("clearly worse" if row.high < 0 else "clearly better" if row.low > 0 else "these seeds")
+    pairs = verdicts.paired(frame, "ticket").set_index(["control", "task"])
+    for control, task in (("reinit", "mean"), ("reinit", "dehaze"), ("shuffled", "denoise")):
+        row, word = pairs.loc[(control, task)], predictions.control(lab, control, task).answer
+        assert word.startswith("clearly worse" if row.high < 0 else "clearly better" if row.low > 0 else "these seeds")
 
 
 def test_nothing_is_revealed_before_a_choice(lab):
