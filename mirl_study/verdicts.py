@@ -196,7 +196,10 @@ class Verdict:
             where = f"the whole interval is below {limit}"
         if not self.decided:
             where = f"the interval reaches to both sides of {limit}, so these {self.seeds} seeds cannot tell"
-            where += f"; at their scatter it would take about {self.needed:,}" if self.margin else ""
+            if self.margin:
+                where += (
+                    f"; at their scatter, an interval of ±{self.margin:g} dB would take about {self.needed:,} seeds"
+                )
         return (
             f"{self.word}: {_signed(self.mean)} dB to dense, {100 * self.confidence:g} % interval "
             f"{_signed(self.low)} to {_signed(self.high)} dB over {self.seeds} seeds; {where}"

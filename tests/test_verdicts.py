@@ -222,7 +222,8 @@ def test_confidence_can_change_the_word():
             [-0.5, 0.0, 0.5],
             0.1,
             "undecided: +0.000 dB to dense, 95 % interval −1.242 to +1.242 dB over 3 seeds; the interval reaches to "
-            "both sides of −0.1 dB, so these 3 seeds cannot tell; at their scatter it would take about 97",
+            "both sides of −0.1 dB, so these 3 seeds cannot tell; at their scatter, an interval of ±0.1 dB would take "
+            "about 97 seeds",
         ),
         (
             [-0.4, -0.5, -0.6],

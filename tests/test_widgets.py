@@ -209,6 +209,74 @@ def test_scopes_are_told_by_the_scores(lab):
     assert "has not been played" in widgets.told_scopes(lab, "mean", chains[~chains.chain.str.contains("gains")])[-1]
 
 
+def test_families_are_told_by_the_last_round(lab):
+    _, *families, gaps = widgets.told_families(lab)
+    last = lab.scores[lab.scores["round"] == lab.rounds]
+    means = (last.psnr - last.input_psnr).groupby([last.method, last.task]).mean()
+    for task, line in zip(lab.panels, families, strict=True):
+        assert f"global {means['MIR-L-G', task]:+.2f} dB, layer-wise {means['MIR-L-LW', task]:+.2f} dB" in line
+    assert f"{means['MIR-L-G', 'mean'] - means['MIR-L-LW', 'mean']:+.2f} dB" in gaps
+
+
+def test_controls_are_told_family_by_family():
+    plus = {"ticket": (0, 0, 0), "dense": (1, 1, 1), "reinit": (2, -2, 0), "shuffled": (-1, -1, -1)}
+    frame = pd.DataFrame(
+        [
+            (name, seed, task, 20 + value + 0.01 * seed * (name == "reinit"))
+            for name, values in plus.items()
+            for seed in (0, 1, 2)
+            for task, value in zip(("derain", "dehaze", "denoise", "mean"), (*values, sum(values) / 3), strict=True)
+        ],
+        columns=["control", "seed", "task", "psnr"],
+    )
+    frame.loc[(frame.control == "reinit") & (frame.task == "mean"), "psnr"] += [-1, 0, 1]
+    first, second, hidden, better = widgets.told_controls(frame)
+    assert "reinit to the ticket" in first and "derain +2.01 dB (better)" in first and "-1.99 dB (worse)" in first
+    assert second.count("(worse)") == 4
+    assert hidden.startswith("On the mean, reinit cannot") and "shuffled" not in hidden
+    assert "better than the ticket on derain" in better and "ticket -1.00 dB, reinit +1.01 dB" in better
+    assert "No control" in widgets.told_controls(frame[frame.control.isin(["ticket", "dense"])])[0]
+
+
+def test_the_question_is_answered_from_all_rounds(lab, small):
+    *counts, found, margin = widgets.told_answer(lab)
+    own = lab.scores[(lab.scores.method == "MIR-L-G") & (lab.scores.task == "mean") & (lab.scores["round"] > 0)]
+    judged = [verdicts.verdict(values, 0.1).word for _, values in own.groupby("round").delta]
+    assert f"{judged.count('not matching')} not matching, {judged.count('undecided')} undecided" in counts[0]
+    assert len(counts) == 2 * len(lab.panels) and f"In all {len(counts) * lab.rounds} " in found
+    matching = sum(int(re.search(r"(\d+) matching", line)[1]) for line in counts)
+    assert "winning: none" in found and found.count(", round ") == matching
+    dense = lab.scores[(lab.scores.method == "dense") & (lab.scores.task == "mean")].psnr
+    assert f"{dense.max() - dense.min():.2f} dB apart" in margin
+    assert f"{small.rounds} undecided" in widgets.told_answer(small)[0]  # one seed decides nothing
+
+
+def test_what_seeds_share_is_told_beside_chance(lab, small):
+    told = widgets.told_shared(lab)
+    assert [line.split(":")[0] for line in told] == [
+        "global and layer-wise of one seed",
+        "two seeds, both global",
+        "two seeds, both layer-wise",
+    ]
+    first = [lab.mask("MIR-L-G", lab.ticket, f) for f in lab.found[lab.found.method == "MIR-L-G"].folder[:2]]
+    assert 0 < predictions.chance(*first) < 1 and "pairs: 3" in told[1]
+    assert len(widgets.told_shared(small)) == 1
+
+
+def test_what_opens_does_not_answer_the_question_before_it(lab, panels):
+    start = {name: {key: one.start for key, one in panel.choices.items()} for name, panel in panels.items()}
+    assert start["scopes"]["task"] != lab.panels[0]
+    assert start["luck"]["control"] not in ("reinit", "shuffled")
+    assert start["explore"]["index"] != f"round {lab.ticket}"
+    layer = panels["explore"].choices["layer"]
+    assert exercises.check_empty(layer.options[layer.start], lab).startswith(layer.options[layer.start])
+
+
+def test_a_network_that_returns_its_input_is_called_so(lab, panels):
+    assert "does nothing" not in panels["prune"].at()[1]
+    assert "<b>global</b> scores what the input scores" in panels["prune"].at(density=f"{0.8**12:.1%}")[1]
+
+
 @pytest.mark.parametrize("ask", ["gains", "at_once", "holds", "ahead", "control", "shared"])
 def test_questions_are_answered_from_records(ask, lab, small):
     for which in (lab, small):
@@ -223,9 +291,10 @@ def test_the_answers_follow_the_files(lab):
     gain = (lab.levels.psnr - lab.levels.input_psnr)[list(lab.samples)]
     assert predictions.gains(lab).answer == max(lab.samples, key=lambda task: gain[task])
     frame = verdicts.gather("laptop", "all_in_one", "MIR-L-G", lab.ticket, "results/reference")
-    row = verdicts.paired(frame, "ticket").set_index(["control", "task"]).loc[("reinit", "mean")]
-    word = predictions.control(lab, "reinit").answer
-    assert word.startswith("clearly worse" if row.high < 0 else "clearly better" if row.low > 0 else "these seeds")
+    pairs = verdicts.paired(frame, "ticket").set_index(["control", "task"])
+    for control, task in (("reinit", "mean"), ("reinit", "dehaze"), ("shuffled", "denoise")):
+        row, word = pairs.loc[(control, task)], predictions.control(lab, control, task).answer
+        assert word.startswith("clearly worse" if row.high < 0 else "clearly better" if row.low > 0 else "these seeds")
 
 
 def test_nothing_is_revealed_before_a_choice(lab):
@@ -302,11 +371,17 @@ def test_checks_hint_and_do_not_tell(lab):
         assert "did you mean" in check(wrong, lab) and "hint" in check(None, lab)
 
 
+def change(evidence: criteria.Evidence) -> criteria.Scores:
+    """How far each weight has come since the start, as the exercise suggests it."""
+    return {name: (w.detach() - evidence.start[name]).abs() for name, w in evidence.weights().items()}
+
+
 @pytest.mark.parametrize(
     ("criterion", "said"),
     [
         (lambda evidence: criteria.magnitude(evidence), "it fits; it keeps the same weights as magnitude does"),
         (lambda evidence: {n: -w.detach().abs() for n, w in evidence.weights().items()}, "it fits and keeps other"),
+        (lambda evidence: change(evidence), "it fits and keeps other"),
         (lambda evidence: evidence.weights(), "detach"),
         (lambda evidence: [1, 2], "a dictionary"),
         (lambda evidence: {}, "a dictionary"),
@@ -323,7 +398,9 @@ def test_a_criterion_of_ones_own_is_checked(criterion, said):
 def test_a_criterion_of_ones_own_plays_the_real_loop():
     known = tuple(settings.CRITERIA)
     played = exercises.play(lambda evidence: {n: -w.detach().abs() for n, w in evidence.weights().items()})
-    assert list(played["round"]) == [0, 1, 2] and played.kept.is_monotonic_decreasing
+    assert list(played["round"]) == [0, 1, 2] and played.density.is_monotonic_decreasing
+    assert played.emptied.iloc[-1] > 0 and (played.sparsest <= played.density).all()
+    assert (played.input_psnr == played.input_psnr[0]).all()
     assert known == settings.CRITERIA and "yours" not in criteria.CRITERIA
     with pytest.raises(SettingsError, match="did you mean"):
         load_settings("smoke", criterion="magnitud")

@@ -4,9 +4,11 @@ from mirl_study.widgets import exercises, predictions
 from mirl_study.widgets.explorers import Viewer, browse
 from mirl_study.widgets.lab import Lab
 from mirl_study.widgets.panel import Choice, Panel, is_live
-from mirl_study.widgets.stations import degrade, explore, luck, play, prune, scopes, told_scopes
+from mirl_study.widgets.stations import degrade, explore, luck, play, prune, scopes
+from mirl_study.widgets.told import FOUR, told_answer, told_controls, told_families, told_scopes, told_shared
 
 __all__ = [
+    "FOUR",
     "Choice",
     "Lab",
     "Panel",
@@ -21,5 +23,9 @@ __all__ = [
     "predictions",
     "prune",
     "scopes",
+    "told_answer",
+    "told_controls",
+    "told_families",
     "told_scopes",
+    "told_shared",
 ]

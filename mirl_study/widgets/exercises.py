@@ -19,9 +19,8 @@ from mirl_study.widgets.lab import Lab
 def check_round(answer: Any, lab: Lab, density: float = 0.5) -> str:
     """Checks: the first round whose tickets keep less than a share of the prunable weights."""
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer <= lab.rounds:
-        return (
-            f"put a whole number from 0 to {lab.rounds} in `answer`; hint: the words below station 3 count the weights"
-        )
+        hint = f"each round keeps {1 - lab.settings.rate:.0%} of the weights that the one before has kept"
+        return f"put a whole number from 0 to {lab.rounds} in `answer`; hint: {hint}"
     own = lab.mask("MIR-L-G", answer).density()
     if own >= density:
         return f"not yet: round {answer} still keeps {own:.1%}"
@@ -39,7 +38,8 @@ def check_empty(answer: Any, lab: Lab, index: int | None = None) -> str:
         return f"round {index} of this lottery has emptied no layer: any answer would be wrong"
     if answer not in lab.layers:
         near = nearest(str(answer), lab.layers)
-        return f"put a layer's name in `answer`{near}; hint: in station 5 an empty layer has no marker"
+        hint = "in station 5 an empty layer is a cross at the bottom, and the list of layers has the numbers below it"
+        return f"put a layer's name in `answer`{near}; hint: {hint}"
     kept = int(mask[f"{answer}.weight"].sum())
     return (
         f"right: {answer} has nothing left"
@@ -65,10 +65,11 @@ def check_control(answer: Any, lab: Lab, method: str = "MIR-L-G") -> str:
 
 def check_criterion(criterion: Callable[[Evidence], Any]) -> str:
     """Checks a pruning criterion on a tiny network, before it meets the real loop."""
-    network = build_network("pico", seed=0)
+    network, start = build_network("pico", seed=0), build_network("pico", seed=1)
     mask = Mask.dense(network)
+    before = {name: start.get_parameter(name).detach() for name in mask}
     try:
-        scores = criterion(Evidence(network, mask, criteria.stream(0)))
+        scores = criterion(Evidence(network, mask, criteria.stream(0), before))
     except Exception as error:  # whatever a learner's code raises is said in one line
         return f"it raises {type(error).__name__}: {error}"
     if not isinstance(scores, dict) or set(scores) != set(mask):
@@ -87,21 +88,28 @@ def check_criterion(criterion: Callable[[Evidence], Any]) -> str:
     )
 
 
-def play(criterion: Criterion, scope: str = "global", seed: int = 0) -> pd.DataFrame:
+def play(criterion: Criterion, scope: str = "global", seed: int = 0, rate: float = 0.7) -> pd.DataFrame:
     """Plays the real lottery with a criterion of one's own: the profile ``smoke``, in a folder that is thrown away.
+
+    A round removes more than in the other runs, so that a tiny network shows in two of them where a criterion cuts.
 
     Args:
         criterion: from evidence to scores by name; the lowest leave.
         scope: where weights compete.
         seed: of the run.
+        rate: fraction of the weights left that leaves in a round.
 
     Returns:
-        A row a round: ``round``, ``density``, ``kept``, ``emptied`` (layers), ``psnr`` (dB, mean over tasks).
+        A row a round: ``round``, ``density``, ``emptied`` (layers), ``sparsest`` and ``densest`` (densities of
+        layers), ``psnr`` and ``input_psnr`` (dB, mean over tasks).
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder, criteria.trial("yours", criterion):
-        settings = load_settings("smoke", criterion="yours", scope=scope, seed=seed)
+        settings = load_settings("smoke", criterion="yours", scope=scope, seed=seed, rate=rate)
         for played in lottery.rounds(settings, folder, "cpu", show=False):
-            mask = played.mask
-            rows.append((played.index, mask.density(), mask.kept, len(mask.emptied()), played.scores.psnr.mean()))
-    return pd.DataFrame(rows, columns=["round", "density", "kept", "emptied", "psnr"])
+            mask, scores = played.mask, played.scores
+            ends = min(mask.densities().values()), max(mask.densities().values())
+            means = scores.psnr.mean(), scores.input_psnr.mean()
+            rows.append((played.index, mask.density(), len(mask.emptied()), *ends, *means))
+    columns = ["round", "density", "emptied", "sparsest", "densest", "psnr", "input_psnr"]
+    return pd.DataFrame(rows, columns=columns)

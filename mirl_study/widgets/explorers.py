@@ -18,7 +18,7 @@ from mirl_study.settings import LOTTERY, SettingsError
 from mirl_study.store import read_json
 from mirl_study.widgets.lab import CROP, Lab, middle, options, rate
 from mirl_study.widgets.panel import Choice, Panel, png
-from mirl_study.widgets.stations import NAMES
+from mirl_study.widgets.told import NAMES
 
 ZOOM = 8  # screen pixels for a pixel
 NOISE = 25  # sigma, in grey levels, that is added to a clean picture of one's own

@@ -19,6 +19,7 @@ from mirl_study.settings import LOTTERY, Settings, SettingsError, load_settings
 from mirl_study.store import project_root
 
 CROP = 56  # pixels: of the middle part that a callback restores; two networks then take less than a tenth of a second
+CLOSE = 0.1  # dB that count as no difference, as in the other notebooks
 SCOPES = {scope: method for method, scope in LOTTERY.items()}
 
 

@@ -9,10 +9,9 @@ from ipywidgets import widgets as ipy
 from mirl_study import verdicts
 from mirl_study.analysis import within_margin
 from mirl_study.settings import LOTTERY
-from mirl_study.widgets.lab import Lab
-from mirl_study.widgets.stations import NAMES, chance, heading
+from mirl_study.widgets.lab import CLOSE, Lab
+from mirl_study.widgets.told import NAMES, chance, heading
 
-CLOSE = 0.1  # dB that count as no difference, as in the other notebooks
 HALF = 0.8**3  # density at which about half of the weights are left
 
 
@@ -65,7 +64,7 @@ def gains(lab: Lab) -> Question:
     """Which task the trained network helps most."""
     gain = (lab.levels.psnr - lab.levels.input_psnr)[list(lab.samples)]
     told = ", ".join(f"{task} {value:+.2f} dB" for task, value in gain.items())
-    text = "on which task does the trained dense network gain most PSNR over its input?"
+    text = "on which task does the trained dense network raise PSNR most over its input?"
     return Question(text, tuple(gain.index), gain.idxmax(), f"Over all test images: {told}.")
 
 
@@ -81,8 +80,8 @@ def at_once(lab: Lab, density: float = HALF) -> Question:
     options = ("global", "layer-wise", f"no difference (within {CLOSE} dB)")
     answer = options[2] if abs(gap) <= CLOSE else options[0 if gap > 0 else 1]
     told = ", ".join(f"{NAMES[method]} {losses[method]:+.2f} dB" for method in NAMES)
-    text = f"{1 - density:.0%} of the weights, the smallest ones, leave at once, and nothing is trained again. "
-    text += "Which scope keeps more PSNR?"
+    text = f"{1 - density:.0%} of the weights, the smallest ones, leave at once (density {density:.1%}). Nothing is "
+    text += "trained again. Which scope keeps more PSNR?"
     return Question(text, options, answer, f"Against the whole network, mean over the crops of all tasks: {told}.")
 
 
@@ -100,8 +99,8 @@ def holds(lab: Lab, method: str = "MIR-L-G") -> Question:
     place = 0 if last is None else next(n for n, (low, high) in enumerate(spans, 1) if low <= last <= high)
     text = f"pruned little by little and trained again each time, how long does the {NAMES[method]} ticket stay "
     text += f"within {CLOSE} dB of the dense network, on {heading(task)}?"
-    told = f"Seed {lab.seed}: {'in no round from the start on' if last is None else f'up to round {last}'}"
-    told += f"; within it again in round {', '.join(map(str, again))}." if again else "."
+    told = f"Seed {lab.seed}: {'already round 1 falls out of it' if last is None else f'up to round {last}'}"
+    told += f"; back within it in round {', '.join(map(str, again))}." if again else "."
     by_family = {
         name: within_margin(lab.curve(method, name) - lab.levels.psnr[name], CLOSE)[0] for name in lab.panels[1:]
     }
@@ -122,16 +121,26 @@ def ahead(lab: Lab) -> Question:
     told += (
         f"Global − layer-wise is {gap.mean():+.2f} dB on average over the rounds, {gap.iloc[-1]:+.2f} dB in the last."
     )
-    return Question("which scope has the better ticket in more of the rounds?", options, answer, told)
+    text = f"on {heading(task)}, which scope has the better ticket in more of the rounds?"
+    return Question(text, options, answer, told)
 
 
-def control(lab: Lab, control: str = "reinit", method: str = "MIR-L-G") -> Question:
-    """Whether a control does as well as the ticket; nothing is asked if it was not played."""
+def control(lab: Lab, control: str = "reinit", task: str = "mean", method: str = "MIR-L-G") -> Question:
+    """Whether a control does as well as the ticket; nothing is asked if it was not played.
+
+    Args:
+        lab: whose runs.
+        control: its name.
+        task: a family of tasks, or ``mean``; where it was not tested, the first one is asked about.
+        method: whose ticket.
+    """
     frame = verdicts.gather(lab.profile, lab.setting, method, lab.ticket, lab.results)
     if control not in set(frame.control):
         return Question("", (), "", f"The control {control} was not played in these results.")
     pairs = verdicts.paired(frame, "ticket")
-    row = pairs[(pairs.control == control) & (pairs.task == lab.panels[0])].iloc[0]
+    pairs = pairs[pairs.control == control].set_index("task")
+    task = task if task in lab.panels else lab.panels[0]
+    row = pairs.loc[task]
     options = ("clearly worse than the ticket", "clearly better", "these seeds cannot tell the two apart")
     apart = row.seeds > 1 and (row.high < 0 or row.low > 0)
     answer = options[0 if row.high < 0 else 1] if apart else options[2]
@@ -140,9 +149,11 @@ def control(lab: Lab, control: str = "reinit", method: str = "MIR-L-G") -> Quest
         "reinit": "the ticket's mask on other initial values",
         "shuffled": "as many weights in each layer, at places drawn at random",
     }
-    text = f"{what.get(control, control)} ({control}), trained like the ticket. "
-    text += f"On {heading(lab.panels[0])} it will be ..."
-    return Question(text, options, answer, f"{row['mean']:+.2f} dB to the ticket over {row.seeds} seeds{interval}.")
+    text = f"{what.get(control, control)} ({control}), trained like the ticket of round {lab.ticket}. "
+    text += f"On {heading(task)} it will be ..."
+    told = f"On {heading(task)}, {row['mean']:+.2f} dB to the ticket over {row.seeds} seeds{interval}."
+    others = ", ".join(f"{heading(name)} {pairs['mean'][name]:+.2f} dB" for name in lab.panels if name != task)
+    return Question(text, options, answer, told + (f" Elsewhere: {others}." if others else ""))
 
 
 def shared(lab: Lab, index: int | None = None) -> Question:

@@ -9,28 +9,28 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from mirl_study import controls, similarity, verdicts
+from mirl_study import analysis, controls, verdicts
 from mirl_study.figures import MARKS
-from mirl_study.masks import Mask
 from mirl_study.settings import LOTTERY, SettingsError
-from mirl_study.widgets.lab import SCOPES, Lab, options, spread
+from mirl_study.widgets.lab import CLOSE, SCOPES, Lab, options, spread
 from mirl_study.widgets.panel import STYLE, Canvas, Choice, Panel
+from mirl_study.widgets.told import NAMES, PRUNABLE, chains, chance, heading, told_scopes
 
 COLORS = sns.color_palette("colorblind")
-NAMES = {"MIR-L-G": "global", "MIR-L-LW": "layer-wise"}  # in the order in which they are shown
 DENSE = {"color": "0.15", "linestyle": ":", "lw": 1.6}
 INPUT = {"color": "0.35", "linestyle": "-.", "lw": 1.3}
 ONLY = {  # of two masks: what a weight is, its colour; told apart by their lightness, too
     "kept by neither": (0.95, 0.95, 0.95),
-    "kept by both": (0.2, 0.2, 0.2),
+    "kept by both": (0.0, 0.0, 0.0),
     "only by A": COLORS[0],
     "only by B": COLORS[1],
 }
-PRUNABLE = "gains prunable"
 
 
 def degrade(lab: Lab) -> Panel:
@@ -42,7 +42,9 @@ def degrade(lab: Lab) -> Panel:
         images = [
             _image(axis, "cividis" if "error" in title else None) for axis, title in zip(axes, titles, strict=True)
         ]
-        figure.colorbar(images[-1], ax=axes[3:], location="right", label="|difference|", shrink=0.8)
+        bar = figure.colorbar(images[-1], ax=axes[3:], location="right", label="|difference|, of 255", shrink=0.8)
+        bar.ax.yaxis.set_major_locator(MultipleLocator(25 / 255))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{255 * value:.0f}"))
     canvas = Canvas(figure, [*images, *(axis.title for axis in axes)])
     for task in lab.samples:  # here, so that a callback only shows
         lab.restored(task, "dense")
@@ -61,8 +63,8 @@ def degrade(lab: Lab) -> Panel:
             artist.set_data(_pixels(values))
             axis.set_title(line)
         return canvas.png(), (
-            f"<b>{task}</b>: the network lifts this crop by <b>{made.psnr - given.psnr:+.2f} dB</b> of PSNR "
-            f"(SSIM {given.ssim:.3f} → {made.ssim:.3f}). On all test images of this task, whole, it is "
+            f"<b>{task}</b>: on this crop the network changes PSNR by <b>{made.psnr - given.psnr:+.2f} dB</b> and SSIM "
+            f"from {given.ssim:.3f} to {made.ssim:.3f}. On all test images of this task, whole, PSNR changes by "
             f"{lab.levels.psnr[task] - lab.levels.input_psnr[task]:+.2f} dB on average."
         )
 
@@ -78,16 +80,15 @@ def prune(lab: Lab) -> Panel:
     low, high = float(np.quantile(together, 0.002)), float(together.max())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.2, 4.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(2.3, 3))
+        top, bottom = figure.subfigures(2, 1, height_ratios=(2.9, 2.2))
         histogram, spans = top.subplots(1, 2, width_ratios=(2, 3))
         histogram.hist(together, bins=80, range=(low, high), color="0.6")
         histogram.set(
             xlabel="|weight|, log scale", ylabel="prunable weights", title="all weights of the trained network"
         )
-        quantiles = np.array([np.quantile(v.numpy(), (0.05, 0.95)) for v in sizes])
-        spans.vlines(range(len(layers)), *quantiles.T, color="0.6", lw=3)
-        spans.set(xlabel="prunable layer, in the network's order", ylabel="|weight|", ylim=(low - 0.7, high + 0.1))
-        spans.set_title("each layer (bar: 5 to 95 % of its weights)")
+        quantiles = np.array([np.quantile(v.numpy(), (0.05, 1)) for v in sizes])
+        spans.vlines(range(len(layers)), *quantiles.T, color="0.8", lw=3, label="all but the smallest 5 %")
+        spans.set(xlabel="prunable layer, in the network's order", ylabel="|weight|", ylim=(low - 0.15, high + 0.1))
         for axis in (histogram.xaxis, spans.yaxis):
             axis.set_major_locator(MultipleLocator(1))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:g}"))
@@ -96,9 +97,9 @@ def prune(lab: Lab) -> Panel:
         (stairs,) = spans.plot(
             range(len(layers)), [low] * len(layers), **_line("MIR-L-LW"), label="layer-wise thresholds"
         )
-        spans.legend(loc="lower right", fontsize=9, ncols=2)
+        spans.legend(loc="lower right", bbox_to_anchor=(1.01, 0.97), fontsize=9, ncols=3, frameon=False)
         axes = bottom.subplots(1, 4)
-        images = [_image(axis) for axis in axes]
+        images = [_image(axis, lines=1) for axis in axes]
     canvas = Canvas(figure, [cut, level, stairs, *images, *(axis.title for axis in axes)])
 
     def draw(density: float, task: str) -> tuple[bytes, str]:
@@ -114,12 +115,14 @@ def prune(lab: Lab) -> Panel:
             artist.set_data(_pixels(one.image))
             axis.set_title(name if name == "target" else f"{name}, {one.psnr:.2f} dB")
         emptied = {NAMES[method]: len(mask.emptied()) for method, mask in masks.items()}
+        idle = [NAMES[method] for method, one in made.items() if abs(one.psnr - given.psnr) < analysis.IDENTITY]
+        note = f" <b>{' and '.join(idle)}</b> scores what the input scores: that network does nothing any more."
         return canvas.png(), (
             f"<b>{masks['MIR-L-G'].kept:,}</b> of {masks['MIR-L-G'].size:,} prunable weights are left in both. "
             f"Against the whole network ({dense.psnr:.2f} dB here): "
             + ", ".join(f"{NAMES[m]} <b>{made[m].psnr - dense.psnr:+.2f} dB</b>" for m in made)
             + f". Layers without a weight: {', '.join(f'{name} {count}' for name, count in emptied.items())}."
-        )
+        ) + (note if idle else "")
 
     steps = {f"{0.8**k:.1%}": 0.8**k for k in range(16)}
     thresholds = {}
@@ -134,73 +137,92 @@ def prune(lab: Lab) -> Panel:
         "density": Choice("Density", steps, next(iter(steps)), "slider"),
         "task": Choice("Task", options(tasks), tasks[0]),
     }
-    return Panel(choices, draw, [{"density": list(steps)[k]} for k in (0, 2, 5, 10)])
+    return Panel(choices, draw, [{"density": list(steps)[k]} for k in (0, 3, 6, 10)])
 
 
 def play(lab: Lab) -> Panel:
     """Station 3: the lottery, a round at a time; curves and the mask of one layer for both scopes."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 4.2), layout="constrained")
-        axis, *others = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
-        lines = {m: axis.plot([], [], **_line(m) | {"ms": 6}, label=NAMES[m])[0] for m in NAMES}
-        dense, given = axis.axhline(0, **DENSE, label="dense"), axis.axhline(0, **INPUT, label="input (not restored)")
-        axis.set(xlabel="round", ylabel="PSNR above the input / dB", xlim=(-0.4, lab.rounds + 0.4))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        tops = {task: [lab.curve(m, task) - lab.levels.input_psnr[task] for m in NAMES] for task in lab.panels}
-        values = pd.concat([curve for curves in tops.values() for curve in curves])
-        room = 0.08 * (max(values.max(), 0) - min(values.min(), 0))
-        axis.set_ylim(min(values.min(), 0) - room, max(values.max(), 0) + room)
-        axis.legend(loc="upper right", fontsize=9, framealpha=1)
-        images = dict(zip(NAMES, (_image(one, "cividis") for one in others), strict=True))
-        for one in others:
-            one.set_xlabel("weights of a unit", fontsize=9)
-        others[0].set_ylabel("units", fontsize=9)
-    canvas = Canvas(figure, [*lines.values(), dense, given, axis.title, *images.values(), *(o.title for o in others)])
+    boards = {task: _board(lab, task) for task in lab.panels}
 
     def draw(index: int, task: str, layer: str) -> tuple[bytes, str]:
-        level = lab.levels.input_psnr[task]
-        told = []
+        canvas, lines, images, title = boards[task]
+        level, told = lab.levels.input_psnr[task], []
         for method, line in lines.items():
-            curve = lab.curve(method, task).loc[:index] - level
+            curve = lab.curve(method, task).loc[:index]
             line.set_data(curve.index, curve)
             mask = lab.mask(method, index)
             tensor = mask[f"{layer}.weight"]
             _mask_image(images[method], tensor)
             images[method].axes.set_title(f"{NAMES[method]}\n{int(tensor.sum()):,} of {tensor.numel():,} kept")
-            told.append(f"{NAMES[method]} <b>{curve.iloc[-1] + level:.2f} dB</b> ({len(mask.emptied())} layers empty)")
-        dense.set_ydata([lab.levels.psnr[task] - level] * 2)
-        axis.set_title(f"{heading(task)}, seed {lab.seed}: rounds 0 to {index}")
+            told.append(f"{NAMES[method]} <b>{curve.iloc[-1]:.2f} dB</b> ({len(mask.emptied())} layers empty)")
+        title.set_text(f"{heading(task)}, seed {lab.seed}: rounds 0 to {index}")
         mask = lab.mask("MIR-L-G", index)
+        how = "rewound and trained again" if index else "all of them, trained: the dense network"
         return canvas.png(), (
-            f"Round <b>{index}</b>: {mask.kept:,} of {mask.size:,} prunable weights ({mask.density():.1%}), rewound "
-            f"and trained again. {'; '.join(told)}; dense {lab.levels.psnr[task]:.2f} dB, input {level:.2f} dB."
+            f"Round <b>{index}</b>: {mask.kept:,} of {mask.size:,} prunable weights ({mask.density():.1%}), {how}. "
+            f"{'; '.join(told)}; dense {lab.levels.psnr[task]:.2f} dB, input {level:.2f} dB."
         )
 
     rounds = {f"round {index}": index for index in range(lab.rounds + 1)}
     for index in rounds.values():  # here, so that a callback reads no file
         for method in NAMES:
             lab.mask(method, index)
-    first = next((name for name in lab.layers if "noise_level3.ffn" in name), lab.layers[0])
     choices = {
         "index": Choice("Round", rounds, "round 0", "steps", "Play a round"),
         "task": Choice("Score", options(lab.panels), lab.panels[0]),
-        "layer": Choice("Layer", options(lab.layers), first),
+        "layer": _layers(lab),
     }
     return Panel(choices, draw, [{"index": f"round {index}"} for index in spread(lab.rounds)])
 
 
+def _board(lab: Lab, task: str) -> tuple[Canvas, dict[str, Line2D], dict[str, AxesImage], Text]:
+    """The figure of one family: curves to be filled, masks to be shown, the title."""
+    curves = pd.concat([lab.curve(method, task) for method in NAMES])
+    dense, given = lab.levels.psnr[task], lab.levels.input_psnr[task]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11.2, 4.2), layout="constrained")
+        axis, *others = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
+        axis.axhspan(dense - CLOSE, dense + CLOSE, color="0.86", lw=0, label=f"within {CLOSE:g} dB of dense")
+        axis.axhline(dense, **DENSE, label="dense")
+        axis.axhline(given, **INPUT, label="input (not restored)")
+        lines = {m: axis.plot([], [], **_line(m) | {"ms": 6}, label=NAMES[m])[0] for m in NAMES}
+        low, high = min(curves.min(), given) - CLOSE, max(curves.max(), dense) + CLOSE
+        axis.set(xlabel="round", ylabel="PSNR / dB", xlim=(-0.4, lab.rounds + 0.4), ylim=(low, high), title=task)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower left", fontsize=9, ncols=5, frameon=False)
+        images = dict(zip(NAMES, (_image(one, "cividis") for one in others), strict=True))
+        for one in others:
+            one.set_xlabel("weights of a unit", fontsize=9)
+        others[0].set_ylabel("units", fontsize=9)
+    moving = [*lines.values(), axis.title, *images.values(), *(one.title for one in others)]
+    return Canvas(figure, moving), lines, images, axis.title
+
+
+def _layers(lab: Lab) -> Choice:
+    """The list of layers with the numbers that the figures have; it opens on one that never runs empty."""
+    named = {f"{place}: {name}": name for place, name in enumerate(lab.layers)}
+    wide = (text for text, name in named.items() if "decoder_level1" in name and "project_in" in name)
+    return Choice("Layer", named, next(wide, next(iter(named))))
+
+
 def scopes(lab: Lab) -> Panel:
     """Station 3, all seeds: does global beat layer-wise here, and do the norms explain it?"""
-    chains = _chains(lab)
+    played = chains(lab)
     looks = {"global": MARKS["MIR-L-G"], "layer-wise": MARKS["MIR-L-LW"]}
-    looks[f"layer-wise, {PRUNABLE}"] = {"color": "0.25", "marker": "D", "linestyle": ":"}
-    looks["layer-wise, gains kept"] = {"color": "0.25", "marker": "D", "linestyle": ":"}
+    third = {
+        "color": COLORS[4],
+        "marker": "D",
+        "mec": "0.15",
+        "mfc": "white",
+        "linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+    }
+    looks |= {f"layer-wise, {PRUNABLE}": third, "layer-wise, gains kept": third}
     drawn = {}
     for task in lab.panels:
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(11.2, 4.2), layout="constrained")
             axis = figure.subplots()
-            for name, own in chains[chains.task == task].groupby("chain", sort=False):
+            for name, own in played[played.task == task].groupby("chain", sort=False):
                 means = own.groupby("round").psnr.mean()
                 axis.plot(own["round"], own.psnr, **looks[name] | {"linestyle": ""}, ms=4, alpha=0.55)
                 axis.plot(means.index, means, **looks[name] | {"marker": ""}, lw=2.2)
@@ -216,72 +238,10 @@ def scopes(lab: Lab) -> Panel:
         drawn[task] = Canvas(figure, []).png()
 
     def draw(task: str) -> tuple[bytes, str]:
-        return drawn[task], "<br>".join(told_scopes(lab, task, chains))
+        return drawn[task], "<br>".join(told_scopes(lab, task, played))
 
-    choices = {"task": Choice("Score", options(lab.panels), lab.panels[0])}
-    return Panel(choices, draw, [{"task": task} for task in lab.panels[:2]])
-
-
-def _chains(lab: Lab) -> pd.DataFrame:
-    """Scores by chain, seed, round and task: both lotteries, and layer-wise with its norms treated otherwise."""
-    parts = [
-        lab.scores[lab.scores.method == method].assign(chain=NAMES[method])[["chain", "seed", "round", "task", "psnr"]]
-        for method in NAMES
-    ]
-    name = f"layer-wise, {'gains kept' if lab.settings.prune_norms else PRUNABLE}"
-    place = lab.folders["dense"].parents[1] / "controls" / lab.settings.control("norms")
-    for folder in sorted(place.glob("seed*/summary.csv")):
-        own = verdicts.lines(pd.read_csv(folder)[["round", "task", "psnr"]].assign(seed=int(folder.parent.name[4:])))
-        dense = lab.scores[(lab.scores.method == "dense") & (lab.scores.seed == int(folder.parent.name[4:]))]
-        both = pd.concat([dense[["seed", "round", "task", "psnr"]], own])
-        parts.append(both.assign(chain=name)[["chain", "seed", "round", "task", "psnr"]])
-    return pd.concat(parts, ignore_index=True)
-
-
-def told_scopes(lab: Lab, task: str, chains: pd.DataFrame | None = None) -> list[str]:
-    """Says in sentences, from the scores alone, which scope is ahead where, and what the norms change.
-
-    Args:
-        lab: whose runs.
-        task: family of tasks, or ``mean``.
-        chains: as ``scopes`` gathers them; gathered if not given.
-    """
-    chains = _chains(lab) if chains is None else chains
-    own = chains[chains.task == task].pivot_table(index=["round", "seed"], columns="chain", values="psnr")
-    gap = (own["global"] - own["layer-wise"]).dropna()
-    means = gap.groupby("round").mean()
-    means = means[means.index > 0]
-    seeds = gap.index.get_level_values("seed").nunique()
-    ahead = [int(index) for index in means.index[means > 0]]
-    where = f"in rounds {', '.join(map(str, ahead))}" if ahead else "in no round"
-    told = [f"Global is ahead of layer-wise {where} of 1 to {means.index.max()} (mean of {seeds} seeds)."]
-    for index in sorted({lab.ticket, int(means.index.max())} & set(means.index)):
-        told.append(f"Round {index}: global − layer-wise = {_interval(gap.loc[index])}.")
-    third = next((name for name in own if name.startswith("layer-wise, ")), None)
-    if third is None:
-        return [*told, "The layer-wise lottery with the norms treated the other way has not been played here."]
-    changed = (own[third] - own["layer-wise"]).dropna()
-    last = changed.index.get_level_values("round").max()
-    told.append(f"Round {last}: {third}, against layer-wise as it is = {_interval(changed.loc[last])}.")
-    return [*told, *_gains_left(lab)]
-
-
-def _gains_left(lab: Lab) -> list[str]:
-    """Says how many gains of the norms the last round of the other layer-wise lottery has, by its masks."""
-    place = lab.folders["dense"].parents[1] / "controls" / lab.settings.control("norms")
-    told = []
-    for folder in sorted(place.glob("seed*/round*/mask.npz"))[-1:]:
-        left, size = Mask.load(folder).counts("kind").get("norm", (0, 0))
-        told += [f"There, {left} of {size} gains are left in the last round."] if size else []
-    return told
-
-
-def _interval(values: pd.Series) -> str:
-    mean, low, high = verdicts.interval(values)
-    if len(values) < 2:
-        return f"{mean:+.2f} dB, and one seed tells nothing apart"
-    told = "0 lies inside: these seeds cannot tell" if low <= 0 <= high else "0 lies outside"
-    return f"<b>{mean:+.2f} dB</b>, 95 % interval {low:+.2f} to {high:+.2f} dB over {len(values)} seeds ({told})"
+    choices = {"task": Choice("Score", options(lab.panels), lab.panels[-1])}  # the question before it is of the first
+    return Panel(choices, draw, [{"task": task} for task in lab.panels[:3]])
 
 
 def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
@@ -329,12 +289,15 @@ def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
         return canvas.whole(), f"<b>{control}</b>: {_asked(control)} {_told(row)}"
 
     listed = options(names) or {"none was played": ""}
-    start = "reinit" if "reinit" in listed else next(iter(listed))
+    start = "dense_long" if "dense_long" in listed else next(iter(listed))  # the questions ask about others
     choices = {
         "control": Choice("Control", listed, start),
         "task": Choice("Score", options(lab.panels), lab.panels[0]),
     }
-    stills = [{"control": name} for name in ("reinit", "shuffled", "dense_long") if name in listed] or [{}]
+    asked = {"reinit": "dehaze", "shuffled": "denoise", "dense_long": lab.panels[0]}
+    stills = [
+        {"control": name, "task": task} for name, task in asked.items() if name in listed and task in lab.panels
+    ] or [{}]
     return Panel(choices, draw, stills, 760)
 
 
@@ -364,9 +327,11 @@ def tickets(lab: Lab) -> dict[str, tuple[Any, str]]:
 def explore(lab: Lab) -> Panel:
     """Station 5, the mask explorer: two tickets, where they agree and where not."""
     chains = tickets(lab)
+    count = len(lab.layers)
+    floor = 0.5 / max(keep.numel() for keep in lab.mask("MIR-L-G", 0).values())  # below one weight of the largest layer
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.2, 4.4), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
+        top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2.3))
         axes = top.subplots(1, 3)
         images = [_image(axes[0], "cividis"), _image(axes[1], "cividis"), _image(axes[2])]
         axes[2].legend(
@@ -377,24 +342,23 @@ def explore(lab: Lab) -> Panel:
             frameon=False,
         )
         axis = bottom.subplots()
-        count = len(lab.layers)
-        style = {
-            "A": {"color": COLORS[0], "marker": "o"},
-            "B": {"color": COLORS[1], "marker": "s"},
-        }
-        lines = {
-            name: axis.plot(range(count), [1] * count, **look, ls="", ms=4.5, mec="0.2", mew=0.4, label=name)[0]
-            for name, look in style.items()
-        }
-        here = axis.axvline(0, color="0.15", lw=1)
-        axis.set(
-            xlabel="prunable layer, in the network's order (an empty one has no marker)",
-            ylabel="density",
-            yscale="log",
-            ylim=(3e-4, 1.6),
-        )
-        axis.legend(loc="lower left", fontsize=9, ncols=2)
-    canvas = Canvas(figure, [*images, *lines.values(), here, *(one.title for one in axes)])
+        axis.set(ylabel="density", yscale="log", ylim=(floor / 2, 1.6), xlim=(-1, count))
+        axis.set_xlabel("prunable layer, by its number in the list; above, the part of the network")
+        for start, name in _parts(lab.layers).items():
+            axis.axvline(start - 0.5, color="0.7", lw=0.6)
+            axis.text(start, 2, name, fontsize=8, color="0.3")
+        lines, empty = {}, {}
+        for place, (name, mark, cross) in enumerate((("A", "o", "x"), ("B", "s", "+"))):
+            look = {"color": COLORS[place], "ls": ""}
+            (lines[name],) = axis.plot(
+                range(count), [1] * count, **look, marker=mark, ms=4.5, mec="0.2", mew=0.4, label=name
+            )
+            (empty[name],) = axis.plot(
+                range(count), [1] * count, **look, marker=cross, ms=6, mew=1.5, label=f"{name}, empty"
+            )
+        here = axis.axvline(0, color="0.15", lw=1.2, label="layer above")
+        bottom.legend(loc="outside right upper", fontsize=9, frameon=False)
+    canvas = Canvas(figure, [*images, *lines.values(), *empty.values(), here, *(one.title for one in axes)])
 
     def draw(a: Any, b: Any, index: int, layer: str) -> tuple[bytes, str]:
         masks = {"A": _last(lab, *a, index), "B": _last(lab, *b, index)}
@@ -402,7 +366,9 @@ def explore(lab: Lab) -> Panel:
         for artist, (label, mask) in zip(images, masks.items(), strict=False):
             _mask_image(artist, mask[name])
             artist.axes.set_title(f"{label}\n{int(mask[name].sum()):,} of {mask[name].numel():,} kept")
-            lines[label].set_ydata([value or np.nan for value in mask.densities().values()])
+            densities = list(mask.densities().values())
+            lines[label].set_ydata([value or np.nan for value in densities])
+            empty[label].set_ydata([np.nan if value else floor for value in densities])
         ours, theirs = masks["A"][name], masks["B"][name]
         kinds = (ours.long() + 2 * theirs.long()).flatten(1).numpy()  # 0 neither, 1 only A, 2 only B, 3 both
         table = np.array([ONLY[key] for key in ("kept by neither", "only by A", "only by B", "kept by both")])
@@ -411,26 +377,31 @@ def explore(lab: Lab) -> Panel:
         here.set_xdata([lab.layers.index(layer)] * 2)
         axes[2].set_title(f"A against B\n{_share(ours, theirs)}")
         return canvas.png(), (
-            f"Round {index}: A keeps {own[0]:.1%}, B {own[1]:.1%} of the prunable weights. Of the weights that either "
-            f"keeps, both keep <b>{masks['A'].iou(masks['B']):.1%}</b>; masks with as many weights in each layer that "
-            f"know nothing of each other would share {chance(masks['A'], masks['B']):.1%}."
+            f"Whole network, round {index}: A keeps {own[0]:.1%}, B {own[1]:.1%} of the prunable weights. Of what "
+            f"either keeps, both keep <b>{masks['A'].iou(masks['B']):.1%}</b>; masks with as many weights in each "
+            f"layer that know nothing of each other would share {chance(masks['A'], masks['B']):.1%}."
         )
 
     texts = list(chains)
     own = [text for text, (folder, _) in chains.items() if folder in lab.folders.values()]
-    first = next((name for name in lab.layers if "noise_level3.ffn" in name), lab.layers[0])
     rounds = {f"round {index}": index for index in range(1, lab.rounds + 1)}
     choices = {
         "a": Choice("Ticket A", chains, own[-1] if own else texts[0]),
         "b": Choice("Ticket B", chains, own[0] if own else texts[-1]),
-        "layer": Choice("Layer", options(lab.layers), first),
-        "index": Choice("Round", rounds, f"round {lab.ticket}", "slider"),
+        "layer": _layers(lab),
+        "index": Choice("Round", rounds, "round 1", "slider"),  # the question before it is of a later one
     }
+    stills = [{"index": f"round {index}"} for index in sorted({1, lab.ticket, lab.rounds})]
     twins = [text for text, (_, method) in chains.items() if method == "MIR-L-G"][:2]
-    stills = [{"index": f"round {index}"} for index in spread(lab.rounds, 3)]
     if len(twins) == 2:
-        stills.append({"a": twins[0], "b": twins[1]})
+        stills.append({"a": twins[0], "b": twins[1], "index": f"round {lab.ticket}"})
     return Panel(choices, draw, stills)
+
+
+def _parts(layers: list[str], room: int = 6) -> dict[int, str]:
+    """Where the larger parts of the network begin among its layers: names of those that have room for one."""
+    names = [name.split(".")[0] for name in layers]
+    return {names.index(name): name.replace("_level", " ") for name in names if names.count(name) >= room}
 
 
 def _last(lab: Lab, folder: Any, method: str, index: int) -> Any:
@@ -439,29 +410,19 @@ def _last(lab: Lab, folder: Any, method: str, index: int) -> Any:
 
 def _share(a: Tensor, b: Tensor) -> str:
     either = int((a | b).sum())
-    return f"shared: {int((a & b).sum()) / either:.1%}" if either else "both are empty here"
-
-
-def chance(a: Mask, b: Mask) -> float:
-    """IoU to be expected of masks that keep as many weights in each layer and know nothing of each other."""
-    return similarity.pair(similarity.pack(a), similarity.pack(b))["chance"]
-
-
-def heading(task: str) -> str:
-    """A family of tasks, or their mean, in words."""
-    return "the mean of the families" if task == "mean" else task
+    return f"this layer: both keep {int((a & b).sum()) / either:.1%}" if either else "both are empty here"
 
 
 def _line(method: str) -> dict[str, Any]:
     return {**MARKS[method], "lw": 1.8, "mec": "0.2", "mew": 0.4, "ms": 4}
 
 
-def _image(axis: Axes, colours: str | None = None) -> AxesImage:
-    """An empty picture without ticks."""
+def _image(axis: Axes, colours: str | None = None, lines: int = 2) -> AxesImage:
+    """An empty picture without ticks, with room for a title."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(visible=False)
-    axis.set_title(" \n ")
+    axis.set_title("\n".join("X" * lines))
     return axis.imshow(np.zeros((8, 8)), cmap=colours, vmin=0, vmax=0.3, interpolation="nearest", aspect="equal")
 
 
