@@ -101,7 +101,7 @@ def beyond(scores: pd.DataFrame, task: str = "mean") -> Figure:
         figure.supylabel("PSNR above its dense network / dB", fontsize=12)
         keys = [Line2D([], [], label=scope, **MARKS[method]) for method, scope in reversed(LOTTERY.items())]
         keys += [Line2D([], [], color="0.15", linestyle=":", label="dense"), _level(), _ring()]
-        figure.legend(handles=keys, loc="outside lower center", ncols=5, fontsize=11, frameon=False)
+        figure.legend(handles=keys, loc="outside upper center", ncols=5, fontsize=11, frameon=False)
     return figure
 
 
