@@ -207,7 +207,13 @@ def test_a_picture_of_ones_own(page):
     photograph = next(iter(sorted((project_root() / "docs" / "img").glob("*.jpg"))), None)
     if photograph is None:
         pytest.skip("there is no photograph to upload")
-    changes(page, "viewer", lambda: own.locator("input[type=file]").set_input_files(photograph))
+
+    def upload() -> None:
+        with page.expect_file_chooser() as chooser:
+            own.locator("button.jupyter-button", has_text="A picture of your own").click()
+        chooser.value.set_files(photograph)
+
+    changes(page, "viewer", upload)
     assert "no target to compare with" in own.inner_text()
     clean(page)
 
