@@ -365,8 +365,8 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     there = [path.name for path in target.iterdir()] if target.is_dir() else [""] if target.exists() else []
     if nested or (to and not set(there) <= {*SETTINGS, "report"}):
         raise SettingsError(f"to={str(to)!r} is not allowed: a new folder, or a reference to replace, is wanted")
-    depths = ("*/*/seed*/summary.csv", "*/controls/*/seed*/summary.csv")
-    runs = sorted(path.parent for depth in depths for path in source.glob(depth))
+    depths = ("*/*", "*/controls/*", "*/models/*/*", "*/models/*/controls/*")
+    runs = sorted(path.parent for depth in depths for path in source.glob(f"{depth}/seed*/summary.csv"))
     if not runs:
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
     places = {json.loads((run / "run.json").read_text())["settings"].get("data", "") for run in runs}
@@ -379,7 +379,7 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
         for path in [*run.glob("*"), *run.glob("round*/*")]
         if path.name in REFERENCE or path.suffix == ".png"
     ]
-    files += _weights(runs)
+    files += _weights([run for run in runs if run.parents[2] == source])
     files += [path for path in (source / "report").rglob("*") if path.is_file()]
     for path in files:
         content = path.read_bytes()

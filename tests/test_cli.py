@@ -404,6 +404,8 @@ def test_the_reference_keeps_the_weights_of_the_smallest_seed(tmp_path, monkeypa
         for seed in (2, 10)
     ]
     chains += ["all_in_one/PIR-OSM-I/seed2", "all_in_one/controls/MIR-L-LW-norms/seed2"]
+    models = ["all_in_one/models/airnet/dense/seed2", "all_in_one/models/airnet/controls/cut-global-0.1/seed2"]
+    chains += models
     for chain in chains:
         folder = tmp_path / "smoke" / chain
         (folder / "round01").mkdir(parents=True)
@@ -414,6 +416,7 @@ def test_the_reference_keeps_the_weights_of_the_smallest_seed(tmp_path, monkeypa
     def kept() -> list[str]:
         assert mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path)[0] == 0
         root = tmp_path / "reference" / "smoke"
+        assert all((root / model / "run.json").is_file() for model in models)
         return sorted(str(path.parents[1].relative_to(root)) for path in root.rglob("*.safetensors"))
 
     first = ["all_in_one/MIR-L-G/seed2", "all_in_one/dense/seed2"]
