@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mirl_study.comparison import skeleton
-from mirl_study.effective import effective
+from mirl_study.effective import CLASSES, classes
 from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
@@ -291,23 +291,25 @@ def liveness(masks: Mapping[int, Mask], network: NetworkSettings) -> pd.DataFram
         network: the shape of theirs.
 
     Returns:
-        A row a round and layer: ``round``, ``layer``, ``kind``, ``level``, ``size``, ``kept``, ``effective`` (kept
-        weights on a path from image to output that get a gradient: see ``effective.effective``), ``units`` (output
-        channels), ``bare`` (units without a kept weight), ``dead`` (units without an effective weight).
+        A row a round and layer: ``round``, ``layer``, ``kind``, ``level``, ``size``, ``kept``;
+        kept weights by what they do, see ``effective.classes``: ``effective``, ``sign_only``, ``constant``, ``idle``;
+        ``units`` (output channels), ``bare`` (units without a kept weight), ``dead`` (units whose kept weights, if
+        any, are all idle).
     """
     rows, named = [], kinds(network)
     for index, mask in sorted(masks.items()):
-        live = effective(mask, network)
+        parts = classes(mask, network)
         for name, keep in mask.items():
-            counts = keep.flatten(1).sum(1) if keep.dim() > 1 else keep.long()
-            works = live[name].flatten(1).sum(1) if keep.dim() > 1 else live[name].long()
-            sizes = keep.numel(), int(counts.sum()), int(works.sum())
-            units = len(keep), int((counts == 0).sum()), int((works == 0).sum())
+            counts, idle = (
+                part.flatten(1).sum(1) if keep.dim() > 1 else part.long() for part in (keep, parts["idle"][name])
+            )
+            sizes = keep.numel(), int(counts.sum()), *(int(parts[kind][name].sum()) for kind in CLASSES)
+            units = len(keep), int((counts == 0).sum()), int((counts == idle).sum())
             rows.append((index, name.removesuffix(".weight"), named[name], level(name), *sizes, *units))
     return pd.DataFrame(rows, columns=LIVE)
 
 
-LIVE = ["round", "layer", "kind", "level", "size", "kept", "effective", "units", "bare", "dead"]
+LIVE = ["round", "layer", "kind", "level", "size", "kept", *CLASSES, "units", "bare", "dead"]
 
 
 def lives(found: pd.DataFrame) -> pd.DataFrame:
@@ -320,20 +322,20 @@ def lives(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
-    """Counts a mask against each of the three denominators of sparsity.
+    """Counts a mask against each of the denominators of sparsity.
 
     Args:
         lives: what ``liveness`` or ``lives`` returned.
         parameters: of the whole network, those that are never pruned included.
 
     Returns:
-        A row a round (and run, if they are named): ``prunable``, ``kept``, ``effective`` (weights), ``left`` (kept and
-        never pruned), ``units``, ``dead`` (see ``liveness``); ``of_prunable`` (kept over prunable), ``of_trainable``
-        (left over all parameters), ``of_effective`` (effective over prunable), ``idle`` (share of the kept weights that
-        is not effective).
+        A row a round (and run, if they are named): ``prunable``, ``kept``, ``effective``, ``sign_only``, ``constant``
+        (weights), ``left`` (kept and never pruned), ``units``, ``dead`` (see ``liveness``); ``of_prunable`` (kept over
+        prunable), ``of_trainable`` (left over all parameters), ``of_effective`` (effective over prunable), ``of_used``
+        (all that is kept but the idle ones, over prunable), ``idle`` (share of the kept weights that is).
     """
     keys = [name for name in (*RUN, "round") if name in lives]
-    table = lives.groupby(keys, sort=False)[["size", "kept", "effective", "units", "dead"]].sum().reset_index()
+    table = lives.groupby(keys, sort=False)[["size", "kept", *CLASSES, "units", "dead"]].sum().reset_index()
     table = table.rename(columns={"size": "prunable"})
     left = parameters - table.prunable + table.kept
     return table.assign(
@@ -341,7 +343,8 @@ def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
         of_prunable=table.kept / table.prunable,
         of_trainable=left / parameters,
         of_effective=table.effective / table.prunable,
-        idle=1 - table.effective / table.kept.where(table.kept > 0),
+        of_used=(table.kept - table.idle) / table.prunable,
+        idle=table.idle / table.kept.where(table.kept > 0),
     )
 
 

@@ -146,9 +146,10 @@ def _places(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str])
     yield Plate(
         figures.denominators_figure(_of(study.counts, setting)),
         "denominators",
-        "Three denominators of sparsity",
-        "A weight is effective if it is on a path from image to output and gets a gradient; a unit without one is "
-        "dead. Means over seeds.",
+        "Denominators of sparsity",
+        "A weight is effective if it carries the image to the output and its size matters. It is idle if the output is "
+        "the same without it; what is neither sets but a sign, or carries a constant. A unit whose kept weights are "
+        "all idle is dead. Lines join the means over seeds, a small mark is a seed.",
     )
 
 
@@ -169,7 +170,8 @@ def _pairs(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str]) 
         figures.mosaic(chain, layer, live=live),
         "mosaic",
         f"One layer of {labels[lotteries[0]]}, weight by weight",
-        "The layer that emptied first, or else the one that is emptiest in the last round.",
+        "The layer that emptied first, or else the one that is emptiest in the last round. What is kept but not "
+        "effective sets a sign, carries a constant, or is idle.",
     )
     if len({label.rpartition(" ")[2] for label in labels.values()}) == 1 < len(lotteries):
         text = "How much the two masks of a round share, and what masks with the same layer densities share by chance."

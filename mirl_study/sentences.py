@@ -261,14 +261,19 @@ def of_masks(
 
 
 def _idle(own: pd.DataFrame, method: str, index: int) -> str:
-    """How much of what is kept does nothing."""
+    """How much of what is kept does something, and what."""
     rows = own[own["round"] == index]
-    spread = f" ({rows.idle.min():.1%} to {rows.idle.max():.1%})" if len(rows) > 1 else ""
+    share = {name: rows[name] / rows.kept for name in ("effective", "sign_only", "constant")} | {"idle": rows.idle}
+    texts = {
+        name: f"{part.mean():.1%}" + (f" ({part.min():.1%} to {part.max():.1%})" if len(part) > 1 else "")
+        for name, part in share.items()
+    }
     return (
-        f"{method}, round {index}: {rows.idle.mean():.1%} of the kept weights are idle{spread}: on no path from image "
-        f"to output, or without a gradient. Density is {rows.of_prunable.mean():.1%} of the prunable weights, "
-        f"{rows.of_effective.mean():.1%} by those that are effective; {rows.of_trainable.mean():.1%} of all parameters "
-        f"are left; "
+        f"{method}, round {index}: of the kept weights {texts['effective']} are effective: they carry the image to the "
+        f"output, and their size matters. {texts['sign_only']} set but a sign (alone in feeding a channel of q or k), "
+        f"{texts['constant']} carry a constant, and {texts['idle']} are idle: without them the output is the same. "
+        f"Density is {rows.of_prunable.mean():.1%} of the prunable weights, {rows.of_effective.mean():.1%} by those "
+        f"that are effective; {rows.of_trainable.mean():.1%} of all parameters are left; "
         f"{(rows.dead / rows.units).mean():.1%} of the units are dead ({_seeds(rows.seed)})."
     )
 

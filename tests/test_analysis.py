@@ -7,7 +7,7 @@ import torch
 
 from mirl_study import Mask, SettingsError, analysis, build_network
 from mirl_study.analysis import RUN
-from mirl_study.effective import effective
+from mirl_study.effective import classes
 from mirl_study.settings import LOTTERY, METHODS, PRESETS
 
 KINDS = {"level.0.attn.qkv.weight": "qkv", "up4_3.body.0.weight": "resample", "output.weight": "output"}
@@ -76,9 +76,10 @@ def test_three_denominators(smoke_results):
     facts = json.loads((run.folder / "round02" / "round.json").read_text())
     assert counts.left[2] == facts["parameters"] and counts.of_trainable[0] == 1
     assert counts.kept[2] == masks[2].kept and counts.of_prunable[2] == facts["density"]
-    live = effective(masks[2], run.settings.network)
-    assert counts.effective[2] == live.kept and counts.idle[2] == 1 - live.kept / masks[2].kept
-    units = [keep.flatten(1).any(1) for keep in live.values()]
+    parts = classes(masks[2], run.settings.network)
+    assert counts.effective[2] == parts["effective"].kept and counts.idle[2] == parts["idle"].kept / masks[2].kept
+    assert counts.of_used[2] == sum(parts[kind].kept for kind in parts if kind != "idle") / masks[2].size
+    units = [(keep & ~parts["idle"][name]).flatten(1).any(1) for name, keep in masks[2].items()]
     assert counts.dead[2] == sum(int((~works).sum()) for works in units) and counts.dead[0] == 0
 
 

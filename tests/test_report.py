@@ -304,14 +304,25 @@ def test_records_alone_give_the_same_page(smoke_results, page, tmp_path, monkeyp
 def test_sentences_on_masks_are_of_the_frames():
     counts = pd.DataFrame(
         {"setting": "derain", "method": "MIR-L-G", "seed": [0, 1], "round": 3, "idle": [0.1, 0.3], "of_prunable": 0.5}
-        | {"of_effective": 0.4, "of_trainable": 0.6, "dead": 1, "units": 4}
+        | {
+            "kept": 10,
+            "effective": [6, 4],
+            "sign_only": [2, 3],
+            "constant": [1, 0],
+            "of_effective": 0.4,
+            "of_trainable": 0.6,
+            "dead": 1,
+            "units": 4,
+        }
     )
     pairs = [("seed", "derain, MIR-L-G, 0", "derain, MIR-L-G, 1", 3, 0.2, 0.21, -1.5)]
     chains = pd.DataFrame(pairs, columns=["differ", "a", "b", "round", "iou", "chance", "z"])
     stayed = pd.DataFrame(columns=["setting", "method", "seed", *trained.TABLES["survivors"]])
     unused = pd.DataFrame({"method": "MIR-L-G", "seed": [0], "round": 3, "share": 0.25, "density": 0.9, "others": 0.1})
     text = "\n".join(sentences.of_masks(counts, chains, stayed, unused, "derain", 3))
-    assert "MIR-L-G, round 3: 20.0% of the kept weights are idle (10.0% to 30.0%)" in text
+    assert "MIR-L-G, round 3: of the kept weights 50.0% (40.0% to 60.0%) are effective" in text
+    assert "25.0% (20.0% to 30.0%) set but a sign" in text and "5.0% (0.0% to 10.0%) carry a constant" in text
+    assert "and 20.0% (10.0% to 30.0%) are idle: without them the output is the same" in text
     assert "40.0% by those that are effective" in text and "25.0% of the units are dead (seeds 0, 1)" in text
     assert "IoU of 0.200, by chance 0.210 (mean of 1 pair); the number of shared weights is −1.5 standard" in text
     assert "25.0% of what is kept lies in convolutions that never run; they are 90.0% full, the others 10.0%" in text
