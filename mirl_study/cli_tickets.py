@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,21 +72,30 @@ def show(path: Path, index: int | None) -> None:
 @PATH
 @ROUND
 def verify(path: Path, index: int | None) -> None:
-    """Hold a ticket to what it says: checksums, shapes, the initialisation built again, weights. OK or FAIL a line."""
-    from mirl_study.tickets import CHECKS, TicketError, read
+    """Hold a ticket to what it says: checksums, shapes, the initialisation built again, weights.
+
+    A run folder is held to its round.json: counts and hashes of mask, scores and weights. A line each: OK, FAIL, or --
+    where there is nothing to compare with.
+    """
+    from mirl_study.tickets import CHECKS, TicketError, check_mask, check_start, check_zeros, read, record_checks
 
     if not path.exists():
         raise SettingsError(f"path={str(path)!r} does not exist")
-    failed = 0
+    failed, folder = 0, path.is_dir()
     try:
-        found = _open(path, index) if path.is_dir() else read(path)
-        click.echo("OK   records: are whole" if path.is_dir() else "OK   file: is whole, and has its sha256")
+        if folder:
+            played = _round(path, index)
+            found, checks = played.ticket, (check_mask, check_start, check_zeros)
+        else:
+            found, checks = read(path), CHECKS
+        click.echo("OK   records: can be read" if folder else "OK   file: is whole, and has its sha256")
     except TicketError as error:
         click.echo(f"FAIL {error}")
         raise click.ClickException(f"{path}: 1 problem") from None
-    for check in CHECKS:
+    own = [partial(check, found) for check in checks]
+    for check in [*own, *(record_checks(played.run, played.index) if folder else [])]:
         try:
-            checked, words = check(found)
+            checked, words = check()
             click.echo(f"{'OK  ' if checked else '--  '} {words}")
         except TicketError as error:
             click.echo(f"FAIL {error}")

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -415,9 +416,9 @@ def test_out_of_a_run_and_back(capsys, smoke_results, tmp_path):
     folder = smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0"
     ticket, plain = tmp_path / NAME, tmp_path / "plain.safetensors"
     assert mirl(capsys, "export", folder, "--to", ticket) == (0, f"{ticket}\n", "")
-    for place in (ticket, folder):
+    for place, checks in ((ticket, 4), (folder, 8)):
         code, out, _ = mirl(capsys, "verify", place)
-        assert code == 0 and [line[:2] for line in out.splitlines()] == ["OK"] * 4
+        assert code == 0 and [line[:2] for line in out.splitlines()] == ["OK"] * checks
     assert mirl(capsys, "export", ticket, "--to", plain, "--rewound")[0] == 0
     start = Ticket.load(ticket).network(trained=False).state_dict()
     found = safetensors.torch.load_file(plain)
@@ -437,6 +438,50 @@ def test_verify_names_what_failed(capsys, tmp_path):
     rewritten(place, change_setting("seed", 2), honest=False)
     code, out, err = mirl(capsys, "verify", place)
     assert code == 1 and out.startswith("FAIL") and "damaged, or altered" in out and "1 problem" in err
+
+
+def change_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def scaled(path: Path) -> None:
+    values = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: 2 * value for name, value in values.items()}, path)
+
+
+def other_scores(path: Path) -> None:
+    pd.read_csv(path).assign(psnr=50.0).to_csv(path, index=False)
+
+
+CHANGES = {  # of a run folder whose round 2 was finished: what is changed, what is said
+    "mask of another round": (lambda f: shutil.copy(f / "round01/mask.npz", f / "round02"), "mask: kept is "),
+    "as many, elsewhere": (
+        lambda f: Mask.load(f / "round02/mask.npz").shuffled(torch.Generator()).save(f / "round02/mask.npz"),
+        "mask: has sha256",
+    ),
+    "metrics": (lambda f: other_scores(f / "round02/metrics.csv"), "metrics.csv: has sha256"),
+    "density": (lambda f: change_json(f / "round02/round.json", lambda c: c.update(density=0.5)), "and 0.5 in round"),
+    "weights": (lambda f: scaled(f / "round02/weights.safetensors"), "weights.safetensors: has sha256"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_holds_a_run_folder_to_its_record(capsys, smoke_results, tmp_path, change):
+    folder = shutil.copytree(smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0", tmp_path / "seed0")
+    damage, words = CHANGES[change]
+    damage(folder)
+    code, out, err = mirl(capsys, "verify", folder)
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert code == 1 and any(words in line for line in failed) and "problem" in err
+
+
+def test_a_record_without_hashes_says_so(capsys, smoke_results, tmp_path):
+    folder = shutil.copytree(smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0", tmp_path / "seed0")
+    change_json(folder / "round02/round.json", lambda content: content.pop("sha256"))
+    code, out, _ = mirl(capsys, "verify", folder)
+    assert code == 0 and out.count("--   no hash on record: ") == 3 and "mask: kept, prunable, density" in out
 
 
 MISTAKES = [
