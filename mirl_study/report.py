@@ -114,7 +114,7 @@ def _part(
     own = study.found[study.found.finished & (study.found.setting == setting)]
     return {
         "name": setting,
-        "findings": sentences.findings(study.scores, study.densities, setting, margin),
+        "findings": sentences.findings(study.scores, study.densities, setting, margin, study.lives),
         "masks": sentences.of_masks(
             study.counts, study.chains, study.recorded["survivors"], study.unused, setting, study.ticket
         ),

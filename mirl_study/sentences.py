@@ -13,7 +13,13 @@ MARGIN = 0.1  # dB
 EQUAL = 0.02  # an interquartile range of densities below this is rounding
 
 
-def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin: float = MARGIN) -> list[str]:
+def findings(
+    scores: pd.DataFrame,
+    densities: pd.DataFrame,
+    setting: str,
+    margin: float = MARGIN,
+    lives: pd.DataFrame | None = None,
+) -> list[str]:
     """Says in sentences what the numbers say, and what did not happen.
 
     Args:
@@ -21,18 +27,22 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
         densities: what ``analysis.densities`` returned.
         setting: about which.
         margin: dB below dense that still counts as close to it.
+        lives: what ``analysis.lives`` returned; without it, nothing is said of layers without an effective weight.
     """
     own = scores[(scores.setting == setting) & (scores.task == "mean")]
     ended, sizes = analysis.collapse(scores, densities), analysis.initial_size(densities)
     ended, sizes = ended[ended.setting == setting], sizes[sizes.setting == setting]
     lotteries = [method for method in reversed(LOTTERY) if method in set(own.method)]
-    sentences = [_gain(own[own.method == "dense"])]
+    families = scores[(scores.setting == setting) & scores.task.isin(analysis.FAMILIES)]
+    sentences = [_gain(own[own.method == "dense"], families[families.method == "dense"], margin)]
     for method in lotteries:
         sentences.append(_close(own[own.method == method], method, margin))
-        families = scores[(scores.setting == setting) & (scores.method == method) & scores.task.isin(analysis.FAMILIES)]
         if families.task.nunique() > 1:
-            sentences.append(_by_family(families, method, margin))
-    sentences += [_emptied(ended[ended.method == method], method) for method in lotteries]
+            sentences.append(_by_family(families[families.method == method], method, margin))
+    for method in lotteries:
+        sentences.append(_emptied(ended[ended.method == method], method))
+        if lives is not None:
+            sentences.append(_ineffective(lives[(lives.setting == setting) & (lives.method == method)], method))
     sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
     sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
     sentences += [_end(scores[(scores.setting == setting) & (scores.method == method)], method) for method in lotteries]
@@ -42,66 +52,97 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
     return sentences
 
 
-def _gain(dense: pd.DataFrame) -> str:
+def _gain(dense: pd.DataFrame, families: pd.DataFrame, margin: float) -> str:
+    """What the dense network gains over its input, in all and by family."""
     if dense.empty:
         return "There is no finished dense run."
     gains = dense.psnr - dense.input_psnr
     side = "above" if gains.mean() >= 0 else "below"
     text = f"On the mean of the families, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
-    if len(gains) == 1:
-        return f"{text} (seed {dense.seed.iloc[0]}; one seed: no spread is known)."
-    return f"{text} (mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB)."
+    spread = f"mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB"
+    alone = f"seed {dense.seed.iloc[0]}; one seed: no spread is known"
+    text += f" ({alone if len(gains) == 1 else spread})"
+    own = families.assign(gain=families.psnr - families.input_psnr).groupby("task", sort=False).gain
+    if own.ngroups > 1:
+        each = [f"{task} {', '.join(map(_signed, seeds))} dB" for task, seeds in own]
+        text += f"; by family{' and seed' if len(gains) > 1 else ''}: {'; '.join(each)}"
+    if flat := [task for task, seeds in own if abs(seeds.mean()) <= margin]:
+        text += f". On {' and '.join(flat)} it is within {margin:g} dB of its input: to match it there shows little"
+    return f"{text}."
+
+
+def _near(delta: pd.Series, margin: float) -> list[int]:
+    """The rounds after the dense one that are within the margin of the dense network, or above it."""
+    return [int(index) for index in delta.index if index > 0 and delta[index] >= -margin]
+
+
+def _where(near: list[int], delta: pd.Series) -> str:
+    """Rounds in words: none, every one, or which."""
+    if not near:
+        return "in none of its rounds"
+    every = [int(index) for index in delta.index if index > 0]
+    return f"in every round, {near[0]} to {near[-1]}" if near == every and len(near) > 1 else f"in {in_rounds(near)}"
 
 
 def _close(own: pd.DataFrame, method: str, margin: float) -> str:
-    """Up to which round a lottery stays within the margin of its dense network."""
+    """In which rounds a lottery is within the margin of its dense network."""
     delta = own.pivot(index="round", columns="seed", values="delta").dropna()
     if delta.empty:
         return f"{method}: there is no dense run to compare it with."
-    density = own.groupby("round").density.mean()
-    last, again = analysis.within_margin(delta.mean(axis=1), margin)
-    at = "" if last is None else f" (density {density[last]:.1%})"
-    name, end = f"{method}, on the mean of the families,", int(delta.index.max())
-    if last is None:
-        text = f"{name} is more than {margin:g} dB below its dense network in round 1 already"
-    elif last == end:
-        text = f"{name} is never more than {margin:g} dB below its dense network, up to its last round, {last}{at}"
-    else:
-        text = f"{name} stays within {margin:g} dB of its dense network, or above, up to round {last}{at}"
-    if again:
-        only = "only in" if last is None else "again in"
-        text += f"; it is within {margin:g} dB of it, or above, {only} {in_rounds(again)}"
+    mean, density = delta.mean(axis=1), own.groupby("round").density.mean()
+    near = _near(mean, margin)
+    text = (
+        f"{method}, on the mean of the families, is within {margin:g} dB of its dense network, or above, "
+        f"{_where(near, mean)}" + (f" (density {density[near[-1]]:.1%} in the last of them)" if near else "")
+    )
     if delta.shape[1] == 1:
         return f"{text}; seed {delta.columns[0]} alone."
-    each = [(seed, analysis.within_margin(delta[seed], margin)[0]) for seed in delta.columns]
-    seeds = ", ".join(
-        f"seed {seed} up to round {one}" if one is not None else f"seed {seed} in none" for seed, one in each
-    )
-    return f"{text}; mean of {delta.shape[1]} seeds ({seeds})."
+    each = ", ".join(f"seed {seed} {_where(_near(delta[seed], margin), delta[seed])}" for seed in delta.columns)
+    return f"{text}; mean of {delta.shape[1]} seeds ({each})."
 
 
 def _by_family(families: pd.DataFrame, method: str, margin: float) -> str:
-    """Up to which round a lottery stays within the margin, family by family."""
+    """In which rounds a lottery is within the margin, family by family."""
     parts = []
     for task, own in families.groupby("task", sort=False):
-        last, _ = analysis.within_margin(own.groupby("round").delta.mean(), margin)
-        density = own.groupby("round").density.mean()
-        parts.append(
-            f"{task} up to round {last} (density {density[last]:.1%})" if last else f"{task} not even in round 1"
-        )
-    return f"{method}, family by family, stays within {margin:g} dB of its dense network, or above: {'; '.join(parts)}."
+        delta, density = own.groupby("round").delta.mean(), own.groupby("round").density.mean()
+        near = _near(delta, margin)
+        parts.append(f"{task} {_where(near, delta)}" + (f" (density {density[near[-1]]:.1%})" if near else ""))
+    return (
+        f"{method}, family by family, is within {margin:g} dB of its dense network, or above (in brackets the density "
+        f"of the last such round): {'; '.join(parts)}."
+    )
 
 
 def _emptied(ended: pd.DataFrame, method: str) -> str:
     """Which layer emptied first."""
     seen = ended[ended.emptied_round.notna()]
     if seen.empty:
-        return f"{method}: no layer emptied in its {counted(int(ended['last'].max()), 'round')} ({_seeds(ended.seed)})."
+        rounds = counted(int(ended["last"].max()), "round")
+        return f"{method}: no layer lost all its weights in its {rounds} ({_seeds(ended.seed)})."
     parts = [f"in round {row.emptied_round}, {row.emptied_layers} (seed {row.seed})" for row in seen.itertuples()]
     others = ended[ended.emptied_round.isna()]
     return f"{method}: the first layer emptied {'; '.join(parts)}" + (
         f"; none with {_seeds(others.seed)}." if len(others) else "."
     )
+
+
+def _ineffective(lives: pd.DataFrame, method: str) -> str:
+    """When a layer first had weights, or none, but not an effective one; and how many such layers there are at last."""
+    begin = lives[(lives["round"] == 0) & (lives.effective == 0)].layer  # never run
+    own = lives[~lives.layer.isin(set(begin))]
+    last, parts = own["round"].max(), []
+    for seed, run in own.groupby("seed"):
+        without = run[run.effective == 0]
+        end = without[without["round"] == last]
+        count = f"in round {last} {len(end)} of {run.layer.nunique()}"
+        if without.empty:
+            parts.append(f"none with seed {seed}")
+            continue
+        first = without[without["round"] == without["round"].min()]
+        names = ", ".join(first.layer[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+        parts.append(f"first {names}, in round {first['round'].iloc[0]}; {count} (seed {seed})")
+    return f"{method}: layers without an effective weight, whatever they keep: {'; '.join(parts)}."
 
 
 def _identity(ended: pd.DataFrame, method: str) -> str:

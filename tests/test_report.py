@@ -140,28 +140,22 @@ def test_sentences_say_what_happened():
     scores = made_up(chain("MIR-L-G", [25, 25.2, 24.95, 24.5]), chain("MIR-L-LW", [25, 25.3, 24, 20]))
     text = said(scores, empty=[("derain", "MIR-L-LW", 0, 3, "output", 0)])
     assert "dense network is 5.00 dB above its input (seed 0; one seed: no spread is known)" in text
-    assert (
-        "MIR-L-G, on the mean of the families, stays within 0.1 dB of its dense network, or above, up to round 2"
-        in text
-    )
-    assert "(density 64.0%)" in text
-    assert "MIR-L-G: no layer emptied in its 3 rounds" in text
+    near = "MIR-L-G, on the mean of the families, is within 0.1 dB of its dense network, or above, in rounds 1 to 2"
+    assert f"{near} (density 64.0% in the last of them); seed 0 alone." in text
+    assert "MIR-L-G: no layer lost all its weights in its 3 rounds" in text
     assert "MIR-L-LW: the first layer emptied in round 3, output (seed 0)." in text
     assert "MIR-L-G: in none of its rounds is the network the identity" in text
     assert re.search(r"MIR-L-LW: the network is the identity .* from round 3 on with seed 0", text)
     assert "From round 2 on, to the last common one, 3, MIR-L-G is above MIR-L-LW" in text
     assert "by 0.95 to 4.50 dB" in text
     wider = said(scores, margin=0.6)
-    assert "MIR-L-G, on the mean of the families, is never more than 0.6 dB below its dense network" in wider
+    assert "is within 0.6 dB of its dense network, or above, in every round, 1 to 3 (density 51.2%" in wider
 
 
 def test_sentences_say_what_did_not_happen():
     scores = made_up(chain("MIR-L-G", [25, 24, 26, 24]), chain("MIR-L-LW", [25, 24.5, 25, 24.5]))
     text = said(scores)
-    assert (
-        "MIR-L-G, on the mean of the families, is more than 0.1 dB below its dense network in round 1 already" in text
-    )
-    assert "; it is within 0.1 dB of it, or above, only in round 2; seed 0 alone" in text
+    assert "within 0.1 dB of its dense network, or above, in round 2 (density 64.0% in the last of them)" in text
     assert "There is no round from which on MIR-L-G stays above MIR-L-LW" in text
     assert "above in round 2 only; in the last common one, 3, the difference is −0.50 dB" in text
 
@@ -172,7 +166,7 @@ def test_sentences_over_seeds_name_each():
     )
     text = said(scores)
     assert "mean of 2 seeds; +5.00 to +5.00 dB" in text
-    assert "mean of 2 seeds (seed 0 up to round 2, seed 1 in none)" in text
+    assert "mean of 2 seeds (seed 0 in every round, 1 to 2, seed 1 in none of its rounds)" in text
 
 
 def test_rows_are_the_round_nearest_to_the_paper_and_the_headline():
@@ -349,7 +343,31 @@ def test_families_are_judged_one_by_one():
         [chain("MIR-L-G", values).query("task == 'mean'").assign(task=task) for task, values in FAMILY_CHAINS.items()]
     )
     text = sentences._by_family(lottery, "MIR-L-G", 0.1)
-    assert "derain up to round 2 (density 64.0%)" in text and "dehaze not even in round 1" in text
+    assert "derain in rounds 1 to 2 (density 64.0%); dehaze in rounds 2 to 3 (density 51.2%)" in text
+
+
+def test_families_that_the_dense_network_does_not_restore_are_named():
+    whole = chain("dense", [25.0]).query("task == 'mean'")
+    each = [whole.assign(task=task, psnr=20 + gain) for task, gain in (("derain", 0.05), ("dehaze", 5.0))]
+    text = sentences._gain(whole, pd.concat(each), 0.1)
+    assert "; by family: derain +0.05 dB; dehaze +5.00 dB. On derain it is within 0.1 dB of its input" in text
+
+
+def test_layers_without_an_effective_weight_are_told():
+    rows = [
+        (0, index, layer, effective)
+        for index, layer, effective in [
+            (0, "a", 4),
+            (0, "b", 4),
+            (0, "never", 0),
+            (1, "a", 2),
+            (1, "b", 0),
+            (1, "never", 0),
+        ]
+    ]
+    lives = pd.DataFrame(rows, columns=["seed", "round", "layer", "effective"])
+    text = sentences._ineffective(lives, "MIR-L-LW")
+    assert text.endswith("whatever they keep: first b, in round 1; in round 1 1 of 2 (seed 0).")
 
 
 FAMILY_CHAINS = {"derain": [25, 25.2, 24.95, 24.5], "dehaze": [25, 24, 25, 25]}
