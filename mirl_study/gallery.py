@@ -174,16 +174,21 @@ def _pairs(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str]) 
         "effective sets a sign, carries a constant, or is idle.",
     )
     if len({label.rpartition(" ")[2] for label in labels.values()}) == 1 < len(lotteries):
-        text = "How much the two masks of a round share, and what masks with the same layer densities share by chance."
+        text = (
+            "How much the two masks of a round share; what masks with the same layer densities share by chance, and "
+            "what they share if each keeps the largest initial values of each layer, and has seen no image."
+        )
         shared = similarity.over_rounds(*masks.values())
         yield Plate(figures.overlap_curves(shared), "overlap", "Do both scopes keep the same weights?", text)
-    tickets = similarity.tickets(own, min(study.ticket, max(chain)))
-    if len(tickets) > 1:
+    index = min(study.ticket, max(chain))
+    pairs = similarity.compare(own, index)
+    if len(pairs) > 1:
         yield Plate(
-            figures.similarity_matrix(similarity.matrix(tickets), f"masks of round {min(study.ticket, max(chain))}"),
+            figures.similarity_matrix(pairs, f"masks of round {index}"),
             "similarity",
             "What tickets have in common",
-            "IoU, and in brackets by chance, for as many weights in each layer. One seed: the same initial values.",
+            "IoU, and in brackets by chance, for as many weights in each layer. One seed: the same initial values; "
+            "behind the bar is what masks of the largest of them would have.",
         )
 
 

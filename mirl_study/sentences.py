@@ -323,21 +323,33 @@ def _alike(chains: pd.DataFrame, index: int) -> list[str]:
     """What masks that differ in one thing share, beside chance."""
     told = []
     rows = chains[chains["round"] == index]
-    words = {
-        "method": "Both scopes, from the same initial values: in round",
-        "seed": "One scope, two seeds (other initial values, other order): in round",
-    }
-    for differ, text in words.items():
-        own = rows[rows.differ == differ]
-        if own.empty:
-            continue
-        least, most = (f"{value:+.1f}".replace("-", "−") for value in (own.z.min(), own.z.max()))
-        far = f"between {least} and {most}" if len(own) > 1 else least
-        told.append(
-            f"{text} {index} their masks have an IoU of {own.iou.mean():.3f}, by chance {own.chance.mean():.3f} (mean "
-            f"of {counted(len(own), 'pair')}); the number of shared weights is {far} standard deviations from chance."
-        )
+    own = rows[rows.differ == "method"]
+    if len(own):
+        text = f"Both scopes, from the same initial values: in round {index} {_shared(own)}"
+        if "initial" in own and own.initial.notna().all():
+            less = int((own.iou < own.initial).sum())
+            side = "less" if less == len(own) else "more" if not less else f"in {less} of {len(own)} pairs less"
+            text += (
+                f" Masks that know only the initial sizes, and keep the largest, as many in each layer, would have an "
+                f"IoU of {own.initial.mean():.3f}: the scopes agree {side} than their initial values alone would make "
+                "them."
+            )
+        told.append(text)
+    own = rows[rows.differ == "seed"]
+    for method in (method for method in reversed(LOTTERY) if own.a.str.contains(f", {method}, ").any()):
+        part = own[own.a.str.contains(f", {method}, ")]
+        told.append(f"{method}, two seeds (other initial values, other order): in round {index} {_shared(part)}")
     return told
+
+
+def _shared(pairs: pd.DataFrame) -> str:
+    """What pairs of masks share, beside chance, and how far that is from it."""
+    least, most = (f"{value:+.1f}".replace("-", "−") for value in (pairs.z.min(), pairs.z.max()))
+    far = f"between {least} and {most}" if len(pairs) > 1 else least
+    return (
+        f"their masks have an IoU of {pairs.iou.mean():.3f}, by chance {pairs.chance.mean():.3f} (mean of "
+        f"{counted(len(pairs), 'pair')}); the number of shared weights is {far} standard deviations from chance."
+    )
 
 
 def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index: int) -> list[str]:

@@ -318,6 +318,7 @@ def test_sentences_on_masks_are_of_the_frames():
     assert "25.0% (20.0% to 30.0%) set but a sign" in text and "5.0% (0.0% to 10.0%) carry a constant" in text
     assert "and 20.0% (10.0% to 30.0%) are idle: without them the output is the same" in text
     assert "40.0% by those that are effective" in text and "25.0% of the units are dead (seeds 0, 1)" in text
+    assert "MIR-L-G, two seeds (other initial values, other order): in round 3 their masks" in text
     assert "IoU of 0.200, by chance 0.210 (mean of 1 pair); the number of shared weights is −1.5 standard" in text
     assert "25.0% of what is kept lies in convolutions that never run; they are 90.0% full, the others 10.0%" in text
 

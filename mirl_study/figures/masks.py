@@ -134,7 +134,7 @@ def survival_curves(survival: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def overlap_curves(overlap: pd.DataFrame, title: str = "global against layer-wise") -> Figure:
-    """How much two chains of masks share, and what chance alone would give.
+    """How much two chains of masks share, and what chance, or their common initial values, would give.
 
     Args:
         overlap: what ``similarity.over_rounds`` returned.
@@ -144,6 +144,8 @@ def overlap_curves(overlap: pd.DataFrame, title: str = "global against layer-wis
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axis = figure.subplots()
         axis.plot(overlap["round"], overlap.iou, color=COLORS[0], marker="o", lw=2, label="these masks")
+        initial = "the largest initial values (as many kept in each layer)"
+        axis.plot(overlap["round"], overlap.initial, color=COLORS[2], marker="^", ms=6, linestyle=":", label=initial)
         chance = "chance (as many kept in each layer)"
         axis.plot(overlap["round"], overlap.chance, color="0.35", marker="D", ms=5, linestyle="--", label=chance)
         axis.set(xlabel="round", ylabel="IoU (kept by both / by either)", ylim=(0, 1.03), title=title)
@@ -246,6 +248,9 @@ def mosaic(
     return figure
 
 
+MATRIX = ("a", "b", "iou", "chance", "initial")
+
+
 def similarity_matrix(matrix: pd.DataFrame, title: str = "") -> Figure:
     """What every two masks have in common, beside what chance gives.
 
@@ -254,24 +259,29 @@ def similarity_matrix(matrix: pd.DataFrame, title: str = "") -> Figure:
         title: of the figure.
 
     Returns:
-        A cell a pair: IoU, and in brackets that of masks with the same layer densities that know nothing of each other.
-        Colour is the difference of the two.
+        A cell a pair: IoU, and in brackets that of masks with the same layer densities that know nothing of each other;
+        where the two started from the same values, behind a bar, that of masks that keep the largest of these. Colour
+        is the difference from chance.
     """
-    labels = list(dict.fromkeys(matrix.a))
-    values = {name: matrix.pivot(index="a", columns="b", values=name).loc[labels, labels] for name in ("iou", "chance")}
+    labels, matrix = list(dict.fromkeys(matrix.a)), matrix.reindex(columns=[*MATRIX])
+    values = {
+        name: matrix.pivot(index="a", columns="b", values=name).loc[labels, labels]
+        for name in ("iou", "chance", "initial")
+    }
     excess = (values["iou"] - values["chance"]).to_numpy(copy=True)
     np.fill_diagonal(excess, np.nan)
     reach = max(np.nanmax(np.abs(excess), initial=0.0), 0.05)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        side = 1.15 * len(labels)
+        side = (1.15 if values["initial"].isna().all(axis=None) else 1.45) * len(labels)
         figure = Figure(figsize=(max(side, 3.5) + 4.2, max(0.62 * len(labels), 1.8) + 2.2), layout="constrained")
         axis = figure.subplots()
         colours = mpl.colormaps["PuOr_r"].with_extremes(bad="0.85")
         image = axis.imshow(excess, cmap=colours, vmin=-reach, vmax=reach, aspect="auto", interpolation="none")
         for row, a in enumerate(labels):
             for column, b in enumerate(labels):
-                iou, chance = values["iou"].loc[a, b], values["chance"].loc[a, b]
-                text = f"{iou:.3f}\n({chance:.3f})" if a != b else "same"
+                iou, chance, initial = (values[name].loc[a, b] for name in values)
+                beside = f"{chance:.3f}" + (f" | {initial:.3f}" if pd.notna(initial) else "")
+                text = f"{iou:.3f}\n({beside})" if a != b else "same"
                 strong = a != b and abs(excess[row, column]) > 0.6 * reach
                 axis.text(
                     column, row, text, ha="center", va="center", fontsize=10, color="white" if strong else "black"
