@@ -42,6 +42,11 @@ def results_root(results: Path | str | None = None) -> Path:
     return project_root() / (results or "results")
 
 
+def is_reference(root: Path) -> bool:
+    """Whether a results root holds references (``mirl reference``), which nobody else writes to."""
+    return root.name == "reference"
+
+
 class WriteFailed(OSError):
     """A file cannot be written; the message says which, why, and how much space is left there."""
 

@@ -169,6 +169,9 @@ def test_levels_denominators_and_what_weights_tell_are_drawn(study, smoke_result
     means = prompts[prompts.prompt == "prompt1"].groupby(["task", "component"]).weight.mean()
     assert axis.images[0].get_array()[0, 0] == pytest.approx(means["derain", 0])
     heads = trained.gather(found, "heads").query("method == 'dense'")
+    assert axis.images[0].get_clim() == (0, 1)
+    old = stayed[stayed.part == "all"]
+    assert "kept, all kinds" in texts(figures.survivors_figure(old)), "a table of an earlier version"
     labels = [label.get_text() for label in figures.heads_figure(heads).axes[0].get_yticklabels()]
     assert labels == list(dict.fromkeys(heads.layer)) and "prompt3" in labels
 
