@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from mirl_study.comparison import skeleton
+from mirl_study.comparison import build_network, skeleton
 from mirl_study.effective import CLASSES, classes
 from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
@@ -25,7 +27,7 @@ from mirl_study.settings import (
     profiles,
     read_settings,
 )
-from mirl_study.store import Run, read_json, results_root
+from mirl_study.store import Run, is_reference, project_root, read_json, results_root
 
 FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"}
 SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
@@ -75,7 +77,10 @@ def runs(profile: str = "laptop", results: Path | str | None = None, setting: st
         rows.append((setting, facts["method"], seed, rounds, finished, path.parent))
     if not any(finished for *_, finished, _ in rows):
         place = f"{root}/{setting}" if setting else root
-        raise SettingsError(f"profile={profile!r} has no finished run in {place}: mirl study --profile {profile}")
+        way = f"mirl study --profile {profile}"
+        if not is_reference(results_root(results)) and (project_root() / "results/reference" / root.name).is_dir():
+            way += "; `-p results results/reference` reads the runs that come with the code"
+        raise SettingsError(f"profile={profile!r} has no finished run in {place}: {way}")
     rows.sort(key=lambda row: (SETTINGS.index(row[0]), METHODS.index(row[1]), row[2]))
     return pd.DataFrame(rows, columns=[*RUN, "rounds", "finished", "folder"])
 
@@ -375,6 +380,35 @@ def unused_part(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.DataF
             share = kept / mask.kept if mask.kept else 0.0
             rows.append((index, mask.kept, kept, share, kept / size, (mask.kept - kept) / (mask.size - size)))
     return pd.DataFrame(rows, columns=["round", "kept", "unused", "share", "density", "others"])
+
+
+def unused_at_start(network: NetworkSettings, rounds: Iterable[int], rate: float = 0.2, seed: int = 0) -> pd.DataFrame:
+    """Says how much of a ticket the convolutions that never run would be by initial size alone, if they were prunable.
+
+    Nothing is trained: it is what the largest initial values of the whole network would be, as many as a lottery's
+    round keeps. Layer-wise they stay the share that they are in round 0.
+
+    Args:
+        network: a shape; they are added where it has none.
+        rounds: of a global lottery; round 0 is added.
+        rate: of the prunable weights, that leave in a round.
+        seed: of the initialisation.
+
+    Returns:
+        A row a round: ``round``, ``kept`` (in all), ``unused`` (of those, in the six), ``share`` (unused over kept),
+        ``density`` (of the six).
+    """
+    start = build_network(replace(network, unused=True), seed)
+    kinds, whole = describe(start).set_index("name").kind, Mask.dense(start, unused=True)
+    sizes = torch.cat([start.get_parameter(name).detach().abs().flatten() for name in whole])
+    never = torch.cat([torch.full((keep.numel(),), kinds[name] == "unused") for name, keep in whole.items()])
+    counts = never[sizes.argsort(descending=True)].cumsum(0, dtype=torch.int32)
+    rows = []
+    for index in sorted({0, *rounds}):
+        kept = max(round((1 - rate) ** index * len(sizes)), 1)
+        unused = int(counts[kept - 1])
+        rows.append((index, kept, unused, unused / kept, unused / int(counts[-1])))
+    return pd.DataFrame(rows, columns=["round", "kept", "unused", "share", "density"])
 
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:

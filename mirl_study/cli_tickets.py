@@ -50,7 +50,11 @@ def show(path: Path, index: int | None) -> None:
         "start": ORIGINS[shown.origin] + (f"; sha256 {shown.start_sha256}" if shown.start_sha256 else ""),
         "mask": f"{mask.kept:,} of {mask.size:,} prunable weights kept, density {mask.density():.4f}; sha256 "
         f"{mask.fingerprint}",
-        "weights": f"trained, sha256 {shown.weights_sha256}" if shown.weights_sha256 else "trained ones were not kept",
+        "weights": (
+            f"{'trained' if known else 'those of the checkpoint, trained or not'}, sha256 {shown.weights_sha256}"
+        )
+        if shown.weights_sha256
+        else "trained ones were not kept",
         **{name: str(value) for name, value in shown.provenance.items() if not isinstance(value, dict | list)},
     }
     for name, words in lines.items():
@@ -125,6 +129,14 @@ def export(path: Path, index: int | None, target: Path, form: str | None, rewoun
         raise SettingsError("rewound=True is not allowed with format='ticket': a ticket gives both networks")
     with _new(named(target) if form == "ticket" else target):
         found = _open(path, index)
+        if form != "ticket" and not rewound and path.is_dir() and found.weights is None:
+            from mirl_study.analysis import kept_rounds
+
+            kept = ", ".join(map(str, kept_rounds(path))) or "none"
+            raise SettingsError(
+                f"round={found.index}: its trained weights were not kept (those of rounds: {kept}); --rewound writes "
+                "the network as the round started"
+            )
         if form == "ticket":
             found.save(target)
         else:
@@ -141,14 +153,22 @@ def export(path: Path, index: int | None, target: Path, form: str | None, rewoun
 def import_(checkpoint: Path, target: Path, setting: str, scope: str, index: int | None) -> None:
     """Make a ticket with weights of a released CHECKPOINT, whose mask is read from its zeros."""
     from mirl_study.released import import_released
-    from mirl_study.tickets import named
+    from mirl_study.tickets import SUFFIX, named
 
+    if checkpoint.name.endswith(SUFFIX):
+        raise SettingsError(f"checkpoint={str(checkpoint)!r} is a ticket already: mirl ticket show or export reads it")
     with _new(named(target)):
         found = import_released(checkpoint, setting, scope, index)
         found.save(target)
     mask = found.mask
     click.echo(
         f"{target}: {mask.kept:,} of {mask.size:,} prunable weights kept, {mask.density():.4f}: round {found.index}"
+    )
+    never = " and the convolutions that never run" if found.settings.network.unused else ""
+    click.echo(
+        "a checkpoint knows no seed, start, rules or scores, nor whether its weights are trained; as in the released "
+        f"code LayerNorm gains{never} count as prunable, "
+        "so its counts may be others than those of the ticket it was made from"
     )
 
 

@@ -256,7 +256,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def of_masks(
-    counts: pd.DataFrame, chains: pd.DataFrame, survivors: pd.DataFrame, unused: pd.DataFrame, setting: str, index: int
+    counts: pd.DataFrame,
+    chains: pd.DataFrame,
+    survivors: pd.DataFrame,
+    unused: pd.DataFrame,
+    setting: str,
+    index: int,
+    prompts: pd.DataFrame | None = None,
 ) -> list[str]:
     """Says what the tickets of one setting are made of.
 
@@ -267,6 +273,7 @@ def of_masks(
         unused: what ``analysis.unused_part`` returned, with ``method`` and ``seed``; empty if they are not prunable.
         setting: about which.
         index: the round that is looked at, beside the last one.
+        prompts: what ``trained.gather(found, "prompt_weights")`` returned.
 
     Returns:
         Sentences; none about what is not there.
@@ -283,13 +290,10 @@ def of_masks(
     told += _alike(chains[chains.a.str.startswith(f"{setting}, ") & chains.b.str.startswith(f"{setting}, ")], index)
     survivors = survivors[(survivors.setting == setting) & (survivors.kind == "all") & (survivors["round"] > 0)]
     for method in (method for method in reversed(LOTTERY) if method in set(survivors.method)):
-        last = survivors[(survivors.method == method)]
-        last = last[last["round"] == last["round"].max()]
-        told.append(
-            f"{method}, round {last['round'].iloc[0]}: what is kept was larger at initialisation than "
-            f"{last['rank'].mean():.0%} of its tensor on average (chance: 50%), and {last.same_sign.mean():.1%} of it "
-            f"has the sign it began with ({_seeds(last.seed)})."
-        )
+        last = survivors[survivors.method == method]
+        told.append(_survived(last[last["round"] == last["round"].max()], method))
+    if prompts is not None:
+        told += of_prompts(prompts[prompts.setting == setting], index)
     for method in (method for method in reversed(LOTTERY) if method in set(unused.get("method", ()))):
         own = unused[unused.method == method]
         last = own[own["round"] == own["round"].max()]
@@ -297,6 +301,83 @@ def of_masks(
             f"{method}, round {last['round'].iloc[0]}: {last.share.mean():.1%} of what is kept lies in convolutions "
             f"that never run; they are {last.density.mean():.1%} full, the others {last.others.mean():.1%} "
             f"({_seeds(last.seed)})."
+        )
+    return told
+
+
+def of_unused(table: pd.DataFrame) -> str:
+    """Says how much of a ticket the convolutions that never run would be, by initial sizes alone.
+
+    Args:
+        table: what ``analysis.unused_at_start`` returned.
+    """
+    first, later = table.iloc[0], table[table["round"] > 0]
+    shares = [
+        f"{row.share:.2%} of the ticket of round {row.round} ({row.density:.1%} of them left)"
+        for row in later.itertuples()
+    ]
+    return (
+        f"Where they are prunable, the convolutions that never run are {first.unused:,.0f} of {first.kept:,.0f} "
+        f"prunable weights, {first.share:.2%}; layer-wise they stay that share of every ticket. No gradient reaches "
+        f"them, so globally their initial size decides: if nothing was trained at all, they would be "
+        f"{' and '.join(shares)}."
+    )
+
+
+def _survived(last: pd.DataFrame, method: str) -> str:
+    """Where what is kept in the last round stood at initialisation: first the effective weights, then the others."""
+    words = {"effective": "the effective weights", "rest": "those that are not", "all": "all that are kept"}
+    parts = [part for part in words if part in set(last.part)]
+    parts = parts[:2] if "effective" in parts else parts
+    texts = []
+    for part in parts:
+        own = last[(last.part == part) & (last.kept > 0)]
+        if len(own):
+            texts.append(
+                f"{words[part]} ({own.kept.mean():,.0f} on average) were larger at initialisation than "
+                f"{own['rank'].mean():.0%} of their tensor, and {own.same_sign.mean():.1%} of them have the sign they "
+                "began with"
+            )
+    end = ", the idle ones included, which stay as they were drawn" if parts == ["all"] else ""
+    return (
+        f"{method}, round {last['round'].iloc[0]}: {'; '.join(texts)}{end} (chance: 50% and 50%; {_seeds(last.seed)})."
+    )
+
+
+def of_prompts(prompts: pd.DataFrame, index: int) -> list[str]:
+    """Says whether a family of tasks has a prompt component of its own.
+
+    Args:
+        prompts: what ``trained.gather(found, "prompt_weights")`` returned, of one setting.
+        index: of the round to look at, or else the nearest one that there is.
+
+    Returns:
+        A sentence a method; none if there is one family only.
+    """
+    family = {task: name for name, tasks in analysis.FAMILIES.items() for task in tasks}
+    prompts, told = prompts.assign(family=prompts.task.map(family)), []
+    if prompts.family.nunique() < 2:
+        return []
+    for method in (method for method in ("dense", *reversed(LOTTERY)) if method in set(prompts.method)):
+        own = prompts[prompts.method == method]
+        at = min(own["round"].unique(), key=lambda there: abs(there - index))
+        own = own[own["round"] == at]
+        weights = own.groupby(["seed", "prompt", "component", "family"]).weight.agg(["min", "mean", "max"])
+        found = []
+        for (seed, prompt), part in weights.groupby(["seed", "prompt"]):
+            favourite = part["mean"].groupby("family").idxmax()
+            for name, (*_, component, _) in favourite.items():
+                rows = part.xs(component, level="component").droplevel(["seed", "prompt"])
+                if rows["min"][name] > rows["max"].drop(name).max():
+                    found.append(f"{name} has component {component} of {prompt} (seed {seed})")
+        means = weights["mean"].groupby(["seed", "prompt", "component"])
+        apart = (means.max() - means.min()).max()
+        text = "; ".join(found) if found else "no family of tasks has one"
+        told.append(
+            f"{method}{f' round {at}' if at else ''}: a prompt component of its own (its largest, and larger on "
+            f"each of its images than on any of the others'): {text}. The means of two families differ by at most "
+            f"{apart:.2f} in a component's weight ({1 / own.component.nunique():.2g} each if all were alike; "
+            f"{_seeds(own.seed)})."
         )
     return told
 

@@ -194,7 +194,10 @@ class Ticket:
     def _trained(self) -> PromptIR:
         if self.weights is None:
             why = "were not kept" if self.weights_sha256 is None else "do not lie beside it (NAME.weights.safetensors)"
-            raise TicketError(f"the trained weights of this ticket {why}")
+            raise TicketError(
+                f"the trained weights of this ticket {why}; it has the network as its round started: "
+                "network(trained=False), or --rewound"
+            )
         return fill(build_network(self.settings.network, self.seed), self.weights)
 
     def _rewound(self) -> PromptIR:
@@ -220,7 +223,7 @@ def read(path: Path | str) -> Ticket:
     except OSError as error:
         raise TicketError(f"{path} cannot be read: {error.strerror or _line(error)}") from error
     except Exception as error:  # a file that is no ticket fails in many ways; all mean the same to the reader
-        raise TicketError(f"{path} is not a ticket, or damaged: {_line(error)}") from error
+        raise TicketError(f"{path} is not a ticket, or damaged: {_line(error)}{_way_out(path)}") from error
     if version != VERSION:
         raise TicketError(f"{path} is a ticket of version {version!r}; this program reads version {VERSION}")
     try:
@@ -231,6 +234,16 @@ def read(path: Path | str) -> Ticket:
         raise TicketError(f"{path}: {error}") from error
     except Exception as error:  # as above
         raise TicketError(f"{path} is damaged: {type(error).__name__}: {_line(error)}") from error
+
+
+def _way_out(path: Path) -> str:
+    """What to give instead of tensors that lie beside a ticket, or in a run."""
+    if path.name == "weights.safetensors":
+        return "; these are weights of a run: give the folder with its run.json"
+    for part in ("start", "weights"):
+        if path.name.endswith(ending := f".{part}.safetensors"):
+            return f"; these are tensors beside a ticket: give {path.name.removesuffix(ending)}{SUFFIX}"
+    return ""
 
 
 def _from(content: dict[str, Any], packed: Mapping[str, np.ndarray], path: Path) -> Ticket:

@@ -323,6 +323,29 @@ def test_sentences_on_masks_are_of_the_frames():
     assert "25.0% of what is kept lies in convolutions that never run; they are 90.0% full, the others 10.0%" in text
 
 
+def test_what_survives_is_told_of_effective_weights_first():
+    rows = [("all", 10, 0.8, 0.99), ("effective", 2, 0.6, 0.5), ("rest", 8, 0.9, 1.0)]
+    last = pd.DataFrame(rows, columns=["part", "kept", "rank", "same_sign"]).assign(seed=0).rename_axis("x")
+    last["round"] = 3
+    text = sentences._survived(last, "MIR-L-G")
+    assert text.index("the effective weights (2 on average)") < text.index("those that are not (8 on average)")
+    assert "60% of their tensor, and 50.0% of them have the sign" in text and "99.0%" not in text
+    assert "the idle ones included" in sentences._survived(last[last.part == "all"], "MIR-L-G")
+
+
+def test_a_component_of_its_own_is_above_all_images_of_others():
+    rows = [
+        ("dense", 0, 0, "prompt1", task, name, component, weight if component else 1 - weight)
+        for task, weights in {"derain": (0.7, 0.8), "dehaze": (0.4, 0.5), "denoise25": (0.2, 0.6)}.items()
+        for name, weight in zip("ab", weights, strict=True)
+        for component in (0, 1)
+    ]
+    columns = ["method", "seed", "round", "prompt", "task", "name", "component", "weight"]
+    (text,) = sentences.of_prompts(pd.DataFrame(rows, columns=columns), 3)
+    assert "derain has component 1 of prompt1 (seed 0)." in text and "dehaze has" not in text
+    assert "differ by at most 0.35 in a component's weight (0.5 each" in text
+
+
 def test_nothing_at_all_is_one_line(tmp_path):
     with pytest.raises(SettingsError, match="no finished run") as error:
         report.write(tmp_path, "smoke")
@@ -337,6 +360,17 @@ def test_a_second_report_replaces_the_first(smoke_results, tmp_path, monkeypatch
     stale.write_text("")
     assert report.write(root, "smoke") == page
     assert not stale.exists() and not list(page.parents[1].glob(".report*"))
+
+
+def test_the_report_of_a_reference_goes_elsewhere(smoke_results, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "draw", lambda *_: ([], []))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    root = copied(smoke_results, tmp_path / "reference")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    page = report.write(root, "smoke")
+    assert page.is_file() and page.is_relative_to(tmp_path / "elsewhere")
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_families_are_judged_one_by_one():

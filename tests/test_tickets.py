@@ -440,6 +440,21 @@ def test_verify_names_what_failed(capsys, tmp_path):
     assert code == 1 and out.startswith("FAIL") and "damaged, or altered" in out and "1 problem" in err
 
 
+def test_weights_are_no_ticket_and_the_way_out_is_named(capsys, smoke_results, tmp_path):
+    trained(made()).save(tmp_path / NAME)
+    assert f"give {NAME}" in mirl(capsys, "verify", beside(tmp_path / NAME, "weights"))[1]
+    folder = smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0"
+    assert "give the folder with its run.json" in mirl(capsys, "verify", folder / "round02/weights.safetensors")[1]
+
+
+def test_an_import_says_what_a_checkpoint_does_not_tell(capsys, smoke_results, tmp_path):
+    folder, checkpoint, back = smoke_results / "smoke/all_in_one/MIR-L-G/seed0", tmp_path / "a.ckpt", tmp_path / NAME
+    assert mirl(capsys, "export", folder, "--to", checkpoint, "--rewound")[0] == 0
+    code, out, _ = mirl(capsys, "import", checkpoint, "--to", back)
+    assert code == 0 and "knows no seed, start, rules or scores" in out and "LayerNorm gains count as prunable" in out
+    assert "those of the checkpoint, trained or not, sha256" in mirl(capsys, "show", back)[1]
+
+
 def change_json(path: Path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -496,9 +511,11 @@ MISTAKES = [
     (["export", "{run}", "--to", "{tmp}/x", "--format", "ticket"], "ends in .ticket.safetensors is wanted"),
     (["export", "{run}", "--to", "{tmp}/x.ticket.safetensors", "--rewound"], "a ticket gives both networks"),
     (["export", "{ticket}", "--to", "{tmp}/x.ckpt"], "trained weights of this ticket were not kept"),
+    (["export", "{run}", "--round", 1, "--to", "{tmp}/x.ckpt"], "not kept (those of rounds: 2); --rewound writes"),
+    (["import", "{ticket}", "--to", "{tmp}/x.ticket.safetensors"], "is a ticket already: mirl ticket show"),
     (["export", "{run}", "--to", "{ticket}/x.ckpt"], "cannot be written"),
     (["export", "{run}", "--to", "{ticket}"], "exists already"),
-    (["import", "{ticket}", "--to", "{tmp}/x.ckpt"], "ends in .ticket.safetensors is wanted"),
+    (["import", "{ckpt}", "--to", "{tmp}/x.ckpt"], "ends in .ticket.safetensors is wanted"),
     (["import", "{tmp}/none.ckpt", "--to", "{tmp}/x.ticket.safetensors"], "cannot be read: No such file"),
     (["import", "{ckpt}", "--to", "{tmp}/x.ticket.safetensors", "--setting", "rain"], "did you mean 'derain'"),
 ]
