@@ -155,8 +155,9 @@ def outdated(found: pd.DataFrame) -> str:
     names = [f"{run.setting}, {run.method}, seed {run.seed}" for run in own.itertuples() if _is_outdated(run.folder)]
     if not names:
         return ""
+    more = f"; and {len(names) - 2} more" if len(names) > 2 else ""
     return (
-        f"an earlier version recorded {'; '.join(names)}: what survives is not told apart into effective and idle, and "
+        f"an earlier version recorded {'; '.join(names[:2])}{more}: what survives is not told apart into effective and idle, and "
         "no head was switched off; the report makes these tables anew where the weights are"
     )
 
