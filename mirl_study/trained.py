@@ -157,8 +157,9 @@ def outdated(found: pd.DataFrame) -> str:
         return ""
     more = f"; and {len(names) - 2} more" if len(names) > 2 else ""
     return (
-        f"an earlier version recorded {'; '.join(names[:2])}{more}: what survives is not told apart into effective and idle, and "
-        "no head was switched off; the report makes these tables anew where the weights are"
+        f"an earlier version recorded {'; '.join(names[:2])}{more}: what survives is not told "
+        "apart into effective and idle, and no head was switched off; the report makes these tables anew where the "
+        "weights are"
     )
 
 
