@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from mirl_study.comparison import skeleton
-from mirl_study.effective import effective
+from mirl_study.comparison import build_network, skeleton
+from mirl_study.effective import CLASSES, classes
 from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
@@ -25,7 +27,7 @@ from mirl_study.settings import (
     profiles,
     read_settings,
 )
-from mirl_study.store import Run, read_json, results_root
+from mirl_study.store import Run, is_reference, project_root, read_json, results_root
 
 FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"}
 SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
@@ -75,7 +77,10 @@ def runs(profile: str = "laptop", results: Path | str | None = None, setting: st
         rows.append((setting, facts["method"], seed, rounds, finished, path.parent))
     if not any(finished for *_, finished, _ in rows):
         place = f"{root}/{setting}" if setting else root
-        raise SettingsError(f"profile={profile!r} has no finished run in {place}: mirl study --profile {profile}")
+        way = f"mirl study --profile {profile}"
+        if not is_reference(results_root(results)) and (project_root() / "results/reference" / root.name).is_dir():
+            way += "; `-p results results/reference` reads the runs that come with the code"
+        raise SettingsError(f"profile={profile!r} has no finished run in {place}: {way}")
     rows.sort(key=lambda row: (SETTINGS.index(row[0]), METHODS.index(row[1]), row[2]))
     return pd.DataFrame(rows, columns=[*RUN, "rounds", "finished", "folder"])
 
@@ -291,23 +296,25 @@ def liveness(masks: Mapping[int, Mask], network: NetworkSettings) -> pd.DataFram
         network: the shape of theirs.
 
     Returns:
-        A row a round and layer: ``round``, ``layer``, ``kind``, ``level``, ``size``, ``kept``, ``effective`` (kept
-        weights on a path from image to output that get a gradient: see ``effective.effective``), ``units`` (output
-        channels), ``bare`` (units without a kept weight), ``dead`` (units without an effective weight).
+        A row a round and layer: ``round``, ``layer``, ``kind``, ``level``, ``size``, ``kept``;
+        kept weights by what they do, see ``effective.classes``: ``effective``, ``sign_only``, ``constant``, ``idle``;
+        ``units`` (output channels), ``bare`` (units without a kept weight), ``dead`` (units whose kept weights, if
+        any, are all idle).
     """
     rows, named = [], kinds(network)
     for index, mask in sorted(masks.items()):
-        live = effective(mask, network)
+        parts = classes(mask, network)
         for name, keep in mask.items():
-            counts = keep.flatten(1).sum(1) if keep.dim() > 1 else keep.long()
-            works = live[name].flatten(1).sum(1) if keep.dim() > 1 else live[name].long()
-            sizes = keep.numel(), int(counts.sum()), int(works.sum())
-            units = len(keep), int((counts == 0).sum()), int((works == 0).sum())
+            counts, idle = (
+                part.flatten(1).sum(1) if keep.dim() > 1 else part.long() for part in (keep, parts["idle"][name])
+            )
+            sizes = keep.numel(), int(counts.sum()), *(int(parts[kind][name].sum()) for kind in CLASSES)
+            units = len(keep), int((counts == 0).sum()), int((counts == idle).sum())
             rows.append((index, name.removesuffix(".weight"), named[name], level(name), *sizes, *units))
     return pd.DataFrame(rows, columns=LIVE)
 
 
-LIVE = ["round", "layer", "kind", "level", "size", "kept", "effective", "units", "bare", "dead"]
+LIVE = ["round", "layer", "kind", "level", "size", "kept", *CLASSES, "units", "bare", "dead"]
 
 
 def lives(found: pd.DataFrame) -> pd.DataFrame:
@@ -320,20 +327,20 @@ def lives(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
-    """Counts a mask against each of the three denominators of sparsity.
+    """Counts a mask against each of the denominators of sparsity.
 
     Args:
         lives: what ``liveness`` or ``lives`` returned.
         parameters: of the whole network, those that are never pruned included.
 
     Returns:
-        A row a round (and run, if they are named): ``prunable``, ``kept``, ``effective`` (weights), ``left`` (kept and
-        never pruned), ``units``, ``dead`` (see ``liveness``); ``of_prunable`` (kept over prunable), ``of_trainable``
-        (left over all parameters), ``of_effective`` (effective over prunable), ``idle`` (share of the kept weights that
-        is not effective).
+        A row a round (and run, if they are named): ``prunable``, ``kept``, ``effective``, ``sign_only``, ``constant``
+        (weights), ``left`` (kept and never pruned), ``units``, ``dead`` (see ``liveness``); ``of_prunable`` (kept over
+        prunable), ``of_trainable`` (left over all parameters), ``of_effective`` (effective over prunable), ``of_used``
+        (all that is kept but the idle ones, over prunable), ``idle`` (share of the kept weights that is).
     """
     keys = [name for name in (*RUN, "round") if name in lives]
-    table = lives.groupby(keys, sort=False)[["size", "kept", "effective", "units", "dead"]].sum().reset_index()
+    table = lives.groupby(keys, sort=False)[["size", "kept", *CLASSES, "units", "dead"]].sum().reset_index()
     table = table.rename(columns={"size": "prunable"})
     left = parameters - table.prunable + table.kept
     return table.assign(
@@ -341,7 +348,8 @@ def denominators(lives: pd.DataFrame, parameters: int) -> pd.DataFrame:
         of_prunable=table.kept / table.prunable,
         of_trainable=left / parameters,
         of_effective=table.effective / table.prunable,
-        idle=1 - table.effective / table.kept.where(table.kept > 0),
+        of_used=(table.kept - table.idle) / table.prunable,
+        idle=table.idle / table.kept.where(table.kept > 0),
     )
 
 
@@ -372,6 +380,35 @@ def unused_part(masks: Mapping[int, Mask], kinds: Mapping[str, str]) -> pd.DataF
             share = kept / mask.kept if mask.kept else 0.0
             rows.append((index, mask.kept, kept, share, kept / size, (mask.kept - kept) / (mask.size - size)))
     return pd.DataFrame(rows, columns=["round", "kept", "unused", "share", "density", "others"])
+
+
+def unused_at_start(network: NetworkSettings, rounds: Iterable[int], rate: float = 0.2, seed: int = 0) -> pd.DataFrame:
+    """Says how much of a ticket the convolutions that never run would be by initial size alone, if they were prunable.
+
+    Nothing is trained: it is what the largest initial values of the whole network would be, as many as a lottery's
+    round keeps. Layer-wise they stay the share that they are in round 0.
+
+    Args:
+        network: a shape; they are added where it has none.
+        rounds: of a global lottery; round 0 is added.
+        rate: of the prunable weights, that leave in a round.
+        seed: of the initialisation.
+
+    Returns:
+        A row a round: ``round``, ``kept`` (in all), ``unused`` (of those, in the six), ``share`` (unused over kept),
+        ``density`` (of the six).
+    """
+    start = build_network(replace(network, unused=True), seed)
+    kinds, whole = describe(start).set_index("name").kind, Mask.dense(start, unused=True)
+    sizes = torch.cat([start.get_parameter(name).detach().abs().flatten() for name in whole])
+    never = torch.cat([torch.full((keep.numel(),), kinds[name] == "unused") for name, keep in whole.items()])
+    counts = never[sizes.argsort(descending=True)].cumsum(0, dtype=torch.int32)
+    rows = []
+    for index in sorted({0, *rounds}):
+        kept = max(round((1 - rate) ** index * len(sizes)), 1)
+        unused = int(counts[kept - 1])
+        rows.append((index, kept, unused, unused / kept, unused / int(counts[-1])))
+    return pd.DataFrame(rows, columns=["round", "kept", "unused", "share", "density"])
 
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:

@@ -226,7 +226,11 @@ def reference(profile: str, results: str | None, to: Path | None) -> None:
 @cli.command()
 @PROFILE
 @RESULTS
-@click.option("--out", metavar="DIR", help="Folder to write. [default: report/ in the profile's results]")
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Folder to write. [default: report/ in the profile's results; a temporary one for a reference]",
+)
 def report(profile: str, results: str | None, out: str | None) -> None:
     """Write tables, figures and one page from finished runs; nothing is trained (try --results results/reference)."""
     from mirl_study import report as page
@@ -242,16 +246,20 @@ def report(profile: str, results: str | None, out: str | None) -> None:
 @click.option("--csv", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there too.")
 def params(preset: str, protocol: str, rounds: int, rate: float, path: Path | None) -> None:
     """Count the parameters that each method leaves, from masks alone; compare with Tables II and III."""
-    from mirl_study.settings import PRESETS, choose, load_settings
+    from mirl_study.settings import PRESETS, choose, load_settings, profiles
 
+    if preset not in PRESETS and preset in profiles():
+        own = next(name for name, shape in PRESETS.items() if shape == load_settings(preset).network)
+        raise SettingsError(f"preset={preset!r} is a profile; its network is --preset {own}")
     choose("preset", preset, PRESETS)
     settings = load_settings("paper", network=preset, protocol=protocol, rounds=rounds, rate=rate)
 
-    from mirl_study import counts
+    from mirl_study import analysis, counts, sentences
     from mirl_study.store import write_csv
 
     frame = counts.parameters(settings)
-    click.echo("\n".join([counts.as_text(frame), "", *counts.in_words(frame, settings)]))
+    unused = analysis.unused_at_start(settings.network, {min(settings.ticket(), rounds), rounds}, rate)
+    click.echo("\n".join([counts.as_text(frame), "", *counts.in_words(frame, settings), sentences.of_unused(unused)]))
     if path:
         try:
             write_csv(path, frame)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,11 @@ def show(path: Path, index: int | None) -> None:
         "start": ORIGINS[shown.origin] + (f"; sha256 {shown.start_sha256}" if shown.start_sha256 else ""),
         "mask": f"{mask.kept:,} of {mask.size:,} prunable weights kept, density {mask.density():.4f}; sha256 "
         f"{mask.fingerprint}",
-        "weights": f"trained, sha256 {shown.weights_sha256}" if shown.weights_sha256 else "trained ones were not kept",
+        "weights": (
+            f"{'trained' if known else 'those of the checkpoint, trained or not'}, sha256 {shown.weights_sha256}"
+        )
+        if shown.weights_sha256
+        else "trained ones were not kept",
         **{name: str(value) for name, value in shown.provenance.items() if not isinstance(value, dict | list)},
     }
     for name, words in lines.items():
@@ -71,21 +76,30 @@ def show(path: Path, index: int | None) -> None:
 @PATH
 @ROUND
 def verify(path: Path, index: int | None) -> None:
-    """Hold a ticket to what it says: checksums, shapes, the initialisation built again, weights. OK or FAIL a line."""
-    from mirl_study.tickets import CHECKS, TicketError, read
+    """Hold a ticket to what it says: checksums, shapes, the initialisation built again, weights.
+
+    A run folder is held to its round.json: counts and hashes of mask, scores and weights. A line each: OK, FAIL, or --
+    where there is nothing to compare with.
+    """
+    from mirl_study.tickets import CHECKS, TicketError, check_mask, check_start, check_zeros, read, record_checks
 
     if not path.exists():
         raise SettingsError(f"path={str(path)!r} does not exist")
-    failed = 0
+    failed, folder = 0, path.is_dir()
     try:
-        found = _open(path, index) if path.is_dir() else read(path)
-        click.echo("OK   records: are whole" if path.is_dir() else "OK   file: is whole, and has its sha256")
+        if folder:
+            played = _round(path, index)
+            found, checks = played.ticket, (check_mask, check_start, check_zeros)
+        else:
+            found, checks = read(path), CHECKS
+        click.echo("OK   records: can be read" if folder else "OK   file: is whole, and has its sha256")
     except TicketError as error:
         click.echo(f"FAIL {error}")
         raise click.ClickException(f"{path}: 1 problem") from None
-    for check in CHECKS:
+    own = [partial(check, found) for check in checks]
+    for check in [*own, *(record_checks(played.run, played.index) if folder else [])]:
         try:
-            checked, words = check(found)
+            checked, words = check()
             click.echo(f"{'OK  ' if checked else '--  '} {words}")
         except TicketError as error:
             click.echo(f"FAIL {error}")
@@ -115,6 +129,14 @@ def export(path: Path, index: int | None, target: Path, form: str | None, rewoun
         raise SettingsError("rewound=True is not allowed with format='ticket': a ticket gives both networks")
     with _new(named(target) if form == "ticket" else target):
         found = _open(path, index)
+        if form != "ticket" and not rewound and path.is_dir() and found.weights is None:
+            from mirl_study.analysis import kept_rounds
+
+            kept = ", ".join(map(str, kept_rounds(path))) or "none"
+            raise SettingsError(
+                f"round={found.index}: its trained weights were not kept (those of rounds: {kept}); --rewound writes "
+                "the network as the round started"
+            )
         if form == "ticket":
             found.save(target)
         else:
@@ -131,14 +153,22 @@ def export(path: Path, index: int | None, target: Path, form: str | None, rewoun
 def import_(checkpoint: Path, target: Path, setting: str, scope: str, index: int | None) -> None:
     """Make a ticket with weights of a released CHECKPOINT, whose mask is read from its zeros."""
     from mirl_study.released import import_released
-    from mirl_study.tickets import named
+    from mirl_study.tickets import SUFFIX, named
 
+    if checkpoint.name.endswith(SUFFIX):
+        raise SettingsError(f"checkpoint={str(checkpoint)!r} is a ticket already: mirl ticket show or export reads it")
     with _new(named(target)):
         found = import_released(checkpoint, setting, scope, index)
         found.save(target)
     mask = found.mask
     click.echo(
         f"{target}: {mask.kept:,} of {mask.size:,} prunable weights kept, {mask.density():.4f}: round {found.index}"
+    )
+    never = " and the convolutions that never run" if found.settings.network.unused else ""
+    click.echo(
+        "a checkpoint knows no seed, start, rules or scores, nor whether its weights are trained; as in the released "
+        f"code LayerNorm gains{never} count as prunable, "
+        "so its counts may be others than those of the ticket it was made from"
     )
 
 

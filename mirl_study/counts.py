@@ -30,7 +30,8 @@ def parameters(settings: Settings) -> pd.DataFrame:
         A row a method and round: ``method``, ``round``, ``density`` (of the prunable weights), ``kept``, ``parameters``
         (kept and never pruned), ``gone`` (share of all parameters), ``factor`` (all over left), ``published`` and
         ``agrees`` (whether it is ``parameters`` to the digits it has). The published number of a lottery is of a
-        round that the tables do not name; it stands at the nearest. Networks of another shape have none.
+        round that the tables do not name; it stands at the nearest, if one is within half a round's rate. Networks
+        of another shape have none.
     """
     dense = lottery.dense_mask(settings)
     network = _empty(settings)
@@ -89,7 +90,9 @@ def _compared(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     if settings.network == PRESETS["paper"]:
         for method, own in frame.groupby("method"):
             value = theirs[PAPER_NAMES.get(method, method)]
-            frame.loc[(own.parameters - value).abs().idxmin(), "published"] = value
+            place = (own.parameters - value).abs().idxmin()
+            if method not in LOTTERY or abs(own.parameters[place] - value) <= settings.rate / 2 * value:
+                frame.loc[place, "published"] = value  # else no round that was counted comes near it
     frame["agrees"] = frame.parameters.round(DIGITS) == frame.published
     return frame
 

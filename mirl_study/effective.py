@@ -1,15 +1,19 @@
-"""Which kept weights do anything: on some path from the image to the output, and with a gradient of their own.
+"""Which kept weights do anything: those that carry the image to the output, that set a sign, that carry a constant.
 
 What each channel can carry is propagated through the real wiring (``PromptIR.forward``) with twins of its layers that
 know yes and no instead of numbers: forward whether a channel holds anything, and whether that depends on the image;
-backward (by autograd) whether the output listens to it. A kept weight is *effective* if
+backward (by autograd) whether the output listens to it: through projections, gates (only while the other factor holds
+something), attention (q only while the head has a k and a v, and so on) and skip connections. So a kept weight is
 
-- its input depends on the image. A channel that holds only constants (biases of LayerNorm, prompts that no image
-  weights) does get a gradient, but whoever reads it learns a constant, and restores nothing;
-- the output listens to what it feeds: through projections, gates (only while the other factor holds something),
-  attention (q only while the head has a k and a v, and so on) and skip connections;
-- its size matters. q and k are divided by their lengths: a weight that is alone in feeding a channel of theirs, be it
-  in the 1x1 convolution or as the only tap of its filter, sets but a sign, and its gradient is zero.
+- *effective*, if its input depends on the image, the output listens to what it feeds, and its size matters;
+- *sign only*, if but for its size all of this holds. q and k are divided by their lengths: a weight that is alone in
+  feeding a channel of theirs, be it in the 1x1 convolution or as the only tap of its filter, sets a sign, and its
+  gradient is zero. Without it the channel is empty, and the output another one;
+- *constant*, if the output listens, but the input holds only constants (biases of LayerNorm, prompts that no image
+  weights, as behind a layer that is empty). It does get a gradient, and without it the output is another one, but
+  whoever reads it learns a constant, and restores nothing;
+- *idle*, if its input holds nothing, or nobody listens. All idle weights can be removed at once, whatever their
+  values, and the output stays what it is.
 
 LayerNorm mixes: as soon as one channel depends on the image, all channels whose gain is kept do. So a dead channel of
 the residual stream is alive behind the next LayerNorm. Biases, prompts and temperatures are never pruned; their values
@@ -27,6 +31,7 @@ from mirl_study.masks import Mask
 from mirl_study.network import Attention, Down, FeedForward, Norm, Prompt, PromptIR, Up, build_network
 from mirl_study.settings import NetworkSettings
 
+CLASSES = ("effective", "sign_only", "constant", "idle")
 HELD, IMAGE = 0, 1  # rows of what is propagated: whether a channel holds anything; whether that depends on the image
 NOISE = 1e-11  # a gradient that is this small beside the sum of the sizes of its terms is rounding
 
@@ -48,7 +53,7 @@ class _Reach:
 
     def __init__(self, mask: Mapping[str, Tensor]) -> None:
         self.mask = mask
-        self.seen: dict[str, tuple[Tensor, Tensor]] = {}  # inputs that depend on the image; outputs, for the gradient
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}  # inputs, two rows; outputs, for the gradient
         self.lone: dict[str, Tensor] = {}  # weights whose size does not matter
 
     def keep(self, name: str, shape: torch.Size) -> Tensor:
@@ -60,7 +65,7 @@ class _Reach:
         outputs = _Any.apply(outputs)
         if outputs.requires_grad:
             outputs.retain_grad()
-        self.seen[name] = inputs[IMAGE].detach().flatten() > 0, outputs
+        self.seen[name] = inputs.detach().flatten(1) > 0, outputs
         return outputs
 
 
@@ -185,7 +190,7 @@ def _twins(network: PromptIR, reach: _Reach) -> None:
 
 
 def effective(mask: Mask, network: NetworkSettings) -> Mask:
-    """Returns the weights of a mask that are on some path from image to output and get a gradient of their own.
+    """Returns the weights of a mask that carry the image to the output, and whose size matters.
 
     Args:
         mask: of a network of this shape.
@@ -193,6 +198,22 @@ def effective(mask: Mask, network: NetworkSettings) -> Mask:
 
     Returns:
         A mask of the same tensors, a part of the one given.
+
+    Raises:
+        ValueError: if the mask does not fit the network.
+    """
+    return classes(mask, network)["effective"]
+
+
+def classes(mask: Mask, network: NetworkSettings) -> dict[str, Mask]:
+    """Divides the weights of a mask by what they do.
+
+    Args:
+        mask: of a network of this shape.
+        network: its shape.
+
+    Returns:
+        By class, those of CLASSES: masks of the same tensors. Each kept weight is in exactly one.
 
     Raises:
         ValueError: if the mask does not fit the network.
@@ -208,26 +229,33 @@ def effective(mask: Mask, network: NetworkSettings) -> Mask:
     image = torch.ones(2, 3, 1, 1, requires_grad=True)
     with torch.enable_grad():
         (twin(image) - image)[HELD].sum().backward()
-    return Mask({name: _of_tensor(name, keep.cpu(), reach) for name, keep in mask.items()})
+    parts = {name: _of_tensor(name, keep.cpu(), reach) for name, keep in mask.items()}
+    return {kind: Mask({name: part[at] for name, part in parts.items()}) for at, kind in enumerate(CLASSES)}
 
 
-def _of_tensor(name: str, keep: Tensor, reach: _Reach) -> Tensor:
-    """The effective weights of one tensor."""
+def _of_tensor(name: str, keep: Tensor, reach: _Reach) -> tuple[Tensor, ...]:
+    """The weights of one tensor, by class."""
     inputs, outputs = reach.seen.get(name.removesuffix(".weight"), (None, None))
+    none = torch.zeros_like(keep)
     if inputs is None or outputs.grad is None:  # never runs, or nobody listens to it
-        return torch.zeros_like(keep)
-    units = outputs.grad[HELD].flatten() > 0
-    if name in reach.lone:
-        units = units & ~reach.lone[name]
+        return none, none, none, keep
+    heard = outputs.grad[HELD].flatten() > 0
+    lone = reach.lone.get(name, torch.zeros_like(heard))
     shared = keep.dim() > 1 and keep.shape[1] > 1  # else a filter, or a gain, for each channel
-    fed = units[:, None] & inputs if shared else units & inputs
-    return keep & fed.view(*fed.shape, *[1] * (keep.dim() - fed.dim()))
+
+    def between(inputs: Tensor, units: Tensor) -> Tensor:
+        fed = units[:, None] & inputs if shared else units & inputs
+        return keep & fed.view(*fed.shape, *[1] * (keep.dim() - fed.dim()))
+
+    used = between(inputs[HELD], heard)
+    whole, sign = (between(inputs[IMAGE], units) for units in (heard & ~lone, heard & lone))
+    return whole, sign, used & ~whole & ~sign, keep & ~used
 
 
 def probe(mask: Mask, network: NetworkSettings, seed: int = 0, draws: int = 2, size: int = 32) -> Mask:
     """Asks the gradient itself: which kept weights change the output, at random values, in float64.
 
-    It is slow, and counts weights that only read constants as well; ``effective`` is held to it by the tests.
+    It is slow, and counts weights that only read constants as well; ``classes`` is held to it by the tests.
 
     Args:
         mask: of a network of this shape.

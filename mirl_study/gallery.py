@@ -111,11 +111,13 @@ def _of(table: pd.DataFrame, setting: str) -> pd.DataFrame:
 
 def _scores(study: Study, setting: str) -> Iterator[Plate]:
     """What the networks score, and at what cost."""
+    below = figures.baselines_below(study.scores, setting)
     yield Plate(
         figures.figure1(study.scores, study.ended, setting),
         "figure1",
         "PSNR against the parameters that are left",
-        "A point is a seed, lines join the means over seeds; an arrow names a baseline below the panel.",
+        "A point is a seed, lines join the means over seeds"
+        + ("; an arrow stands for a baseline below the panel." if below else "."),
     )
     yield Plate(
         figures.quality_figure(study.scores, study.costs, setting),
@@ -146,9 +148,10 @@ def _places(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str])
     yield Plate(
         figures.denominators_figure(_of(study.counts, setting)),
         "denominators",
-        "Three denominators of sparsity",
-        "A weight is effective if it is on a path from image to output and gets a gradient; a unit without one is "
-        "dead. Means over seeds.",
+        "Denominators of sparsity",
+        "A weight is effective if it carries the image to the output and its size matters. It is idle if the output is "
+        "the same without it; what is neither sets but a sign, or carries a constant. A unit whose kept weights are "
+        "all idle is dead. Lines join the means over seeds, a small mark is a seed.",
     )
 
 
@@ -169,19 +172,25 @@ def _pairs(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str]) 
         figures.mosaic(chain, layer, live=live),
         "mosaic",
         f"One layer of {labels[lotteries[0]]}, weight by weight",
-        "The layer that emptied first, or else the one that is emptiest in the last round.",
+        "The layer that emptied first, or else the one that is emptiest in the last round. What is kept but not "
+        "effective sets a sign, carries a constant, or is idle.",
     )
     if len({label.rpartition(" ")[2] for label in labels.values()}) == 1 < len(lotteries):
-        text = "How much the two masks of a round share, and what masks with the same layer densities share by chance."
+        text = (
+            "How much the two masks of a round share; what masks with the same layer densities share by chance, and "
+            "what they share if each keeps the largest initial values of each layer, and has seen no image."
+        )
         shared = similarity.over_rounds(*masks.values())
         yield Plate(figures.overlap_curves(shared), "overlap", "Do both scopes keep the same weights?", text)
-    tickets = similarity.tickets(own, min(study.ticket, max(chain)))
-    if len(tickets) > 1:
+    index = min(study.ticket, max(chain))
+    pairs = similarity.compare(own, index)
+    if len(pairs) > 1:
         yield Plate(
-            figures.similarity_matrix(similarity.matrix(tickets), f"masks of round {min(study.ticket, max(chain))}"),
+            figures.similarity_matrix(pairs, f"masks of round {index}"),
             "similarity",
             "What tickets have in common",
-            "IoU, and in brackets by chance, for as many weights in each layer. One seed: the same initial values.",
+            "IoU, and in brackets by chance, for as many weights in each layer. One seed: the same initial values; "
+            "behind the bar is what masks of the largest of them would have.",
         )
 
 
@@ -201,46 +210,55 @@ def sparsest(chain: dict) -> str:
 def _weights(study: Study, own: pd.DataFrame, setting: str) -> Iterator[Plate]:
     """What trained weights have told."""
     stayed, order = (_of(study.recorded[name], setting) for name in ("survivors", "ranking"))
-    stayed = stayed[stayed.method.isin(LOTTERY)]
+    stayed, order = (table[table.method.isin(LOTTERY)] for table in (stayed, order))
     if len(stayed):
+        whose = "Of the effective weights, and of all that are kept"
+        whose = whose if (stayed.part == "effective").any() else "Of all weights that are kept, the idle ones included"
         yield Plate(
             figures.survivors_figure(stayed),
             "survivors",
             "What survives: size and sign at initialisation",
-            "Of the weights that are kept: where they stood in their tensor at the start, and whether training has "
-            "turned their sign. Means over seeds.",
+            f"{whose}: where they stood in their tensor at the start, and whether training has turned their sign. A "
+            "weight without a gradient cannot turn it. Means over seeds.",
         )
         yield Plate(
-            figures.ranking_figure(order[order.method.isin(LOTTERY)]),
+            figures.ranking_figure(order),
             "ranking",
             "Does the order of the weights last?",
             "From trained values, so between the rounds whose weights were kept; the start is the initialisation. The "
             "largest are taken in the whole network; layer-wise pruning does not ask for those.",
         )
-    for name, figure, title, text in (
+    prompts, heads = (_of(study.recorded[name], setting) for name in ("prompt_weights", "heads"))
+    heads = heads[heads.off.notna()]  # earlier versions estimated what happens; the page says so
+    for name, table, figure, title, text in (
         (
             "prompt_weights",
+            prompts,
             figures.prompts_figure,
-            "Which prompt components each task picks",
+            "Prompt components by task",
             "Means over the test images, and in brackets their range.",
         ),
         (
             "heads",
+            heads,
             figures.heads_figure,
-            "Which heads and prompts each task needs",
-            "First order: minus the loss's derivative by a gate on the head, on the middle of the first test image of "
-            "each task. Large values mean that the head matters, not that they would be met exactly.",
+            "Heads and prompts switched off, one by one",
+            "The rise of the mean absolute error on the middle of the first test image of each task: one image, so an "
+            "illustration.",
         ),
     ):
-        table = _of(study.recorded[name], setting)
         for method in ("dense", "MIR-L-G"):
             part = table[table.method == method]
-            if len(part) and method in set(own.method):
-                part = part[part.seed == part.seed.min()]
-                rounds = sorted(part["round"].unique())
-                index = rounds[len(rounds) // 2 - 1] if len(rounds) > 1 else rounds[0]
-                label = f"{method}{f' round {index}' if index else ''}, seed {part.seed.iloc[0]}"
-                yield Plate(figure(part[part["round"] == index], label), f"{name}-{method}", f"{title}: {label}", text)
+            if part.empty or method not in set(own.method):
+                continue
+            part = part[part.seed == part.seed.min()]
+            index = min(part["round"].unique(), key=lambda there: abs(there - study.ticket))
+            label = f"{method}{f' round {index}' if index else ''}, seed {part.seed.iloc[0]}"
+            why = f" Of the rounds whose weights were kept, {index} is nearest to the ticket's, {study.ticket}."
+            why = why if index not in (0, study.ticket) else ""
+            yield Plate(
+                figure(part[part["round"] == index], label), f"{name}-{method}", f"{title}: {label}", text + why
+            )
 
 
 def _images(own: pd.DataFrame, setting: str) -> Iterator[Plate]:

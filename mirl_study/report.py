@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,8 +16,8 @@ from mirl_study import analysis, figures, gallery, sentences, similarity, tables
 from mirl_study.comparison import figures as model_figures
 from mirl_study.comparison import tables as model_tables
 from mirl_study.sentences import MARGIN, counted
-from mirl_study.settings import LOTTERY, METHODS, SETTINGS, SettingsError, read_settings
-from mirl_study.store import results_root, write_csv
+from mirl_study.settings import LOTTERY, METHODS, SETTINGS, Settings, SettingsError, read_settings
+from mirl_study.store import is_reference, results_root, write_csv
 
 NOT_LISTED = ("profile", "protocol", "setting", "scope", "seed", "rounds", "checkpoint_every", "data_fingerprint")
 HEAD = ("settings", "seeds", "steps", "rounds after the dense one", "device", "time")  # what the page opens with
@@ -36,7 +37,8 @@ def write(
         results: root of all results; the project's ``results/`` if not given.
         profile: whose runs.
         margin: dB below dense that still counts as close to it.
-        out: folder to write; ``report/`` in the profile's results if not given. A report that is there is replaced.
+        out: folder to write; ``report/`` in the profile's results if not given, or, of a reference, which is not
+            written to, a temporary folder. A report that is there is replaced.
 
     Returns:
         The page.
@@ -44,7 +46,11 @@ def write(
     Raises:
         SettingsError: if there is no finished run, a file of one cannot be read, or ``out`` holds something else.
     """
-    target = Path(out).resolve() if out else results_root(results) / profile / "report"
+    root = results_root(results)
+    if not out and is_reference(root):
+        target = Path(tempfile.mkdtemp(prefix="mirl-")) / "report"
+    else:
+        target = Path(out).resolve() if out else root / profile / "report"
     if (
         out
         and target.exists()
@@ -70,7 +76,7 @@ def write(
             "between": _between(study, made, profile, results),
             "models": _models(made, profile, results),
             "missing": missing(found),
-            "notes": [*problems, *filter(None, [trained.missing(found)])],
+            "notes": [*problems, *filter(None, [trained.missing(found), trained.outdated(found)])],
             "head": [(name, run[name]) for name in HEAD if name in run],
             "facts": run,
             "margin": margin,
@@ -114,10 +120,17 @@ def _part(
     own = study.found[study.found.finished & (study.found.setting == setting)]
     return {
         "name": setting,
-        "findings": sentences.findings(study.scores, study.densities, setting, margin),
+        "findings": sentences.findings(study.scores, study.densities, setting, margin, study.lives),
         "masks": sentences.of_masks(
-            study.counts, study.chains, study.recorded["survivors"], study.unused, setting, study.ticket
-        ),
+            study.counts,
+            study.chains,
+            study.recorded["survivors"],
+            study.unused,
+            setting,
+            study.ticket,
+            study.recorded["prompt_weights"],
+        )
+        + _unused(analysis.open_run(own.folder.iloc[0]).settings, study.ticket),
         "table": _html(tables.as_text(numbers)),
         "seeds": tables.seeds_as_text(seeds).to_html(index=False, border=0),
         "caption": tables.caption(numbers),
@@ -127,6 +140,12 @@ def _part(
         "left_out": left_out,
         "tickets": _compare(own, made, setting, margin, results),
     }
+
+
+def _unused(settings: Settings, ticket: int) -> list[str]:
+    """How much of a ticket the convolutions that never run would be."""
+    rounds = {min(ticket, settings.rounds), settings.rounds}
+    return [sentences.of_unused(analysis.unused_at_start(settings.network, rounds, settings.rate, settings.seed))]
 
 
 def _between(study: gallery.Study, made: Path, profile: str, results: Path | str | None) -> dict[str, Any]:
@@ -238,7 +257,11 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
         note(
             "rounds after the dense one", rounds.min() if rounds.nunique() == 1 else f"{rounds.min()} to {rounds.max()}"
         )
-    seconds = 0.0
+    seconds, aside = 0.0, 0.0
+    for place in {folder.parents[1] / "controls" for folder in found.folder}:
+        for path in place.glob("*/seed*/round*/round.json"):
+            round_facts = analysis.read_json(path)
+            aside += round_facts["training_seconds"] + round_facts["evaluation_seconds"]
     for folder, record in zip(found.folder, records, strict=True):
         settings = read_settings(record["settings"])
         changed = ", ".join(f"{name} {_plain(value)}" for name, value in settings.departures().items())
@@ -266,7 +289,8 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
     }
     began = sorted(record["started"] for record in records)
     tail = {
-        "time": f"{_clock(seconds)} of training and evaluation, all chains added up",
+        "time": f"{_clock(seconds)} of training and evaluation, {'all' if not aside else 'these'} chains added up"
+        + (f"; {_clock(aside)} more for controls and other variants" if aside else ""),
         "chains begun": f"{began[0]} to {began[-1]}",
         **_sessions(records),
     }

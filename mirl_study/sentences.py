@@ -13,7 +13,13 @@ MARGIN = 0.1  # dB
 EQUAL = 0.02  # an interquartile range of densities below this is rounding
 
 
-def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin: float = MARGIN) -> list[str]:
+def findings(
+    scores: pd.DataFrame,
+    densities: pd.DataFrame,
+    setting: str,
+    margin: float = MARGIN,
+    lives: pd.DataFrame | None = None,
+) -> list[str]:
     """Says in sentences what the numbers say, and what did not happen.
 
     Args:
@@ -21,18 +27,22 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
         densities: what ``analysis.densities`` returned.
         setting: about which.
         margin: dB below dense that still counts as close to it.
+        lives: what ``analysis.lives`` returned; without it, nothing is said of layers without an effective weight.
     """
     own = scores[(scores.setting == setting) & (scores.task == "mean")]
     ended, sizes = analysis.collapse(scores, densities), analysis.initial_size(densities)
     ended, sizes = ended[ended.setting == setting], sizes[sizes.setting == setting]
     lotteries = [method for method in reversed(LOTTERY) if method in set(own.method)]
-    sentences = [_gain(own[own.method == "dense"])]
+    families = scores[(scores.setting == setting) & scores.task.isin(analysis.FAMILIES)]
+    sentences = [_gain(own[own.method == "dense"], families[families.method == "dense"], margin)]
     for method in lotteries:
         sentences.append(_close(own[own.method == method], method, margin))
-        families = scores[(scores.setting == setting) & (scores.method == method) & scores.task.isin(analysis.FAMILIES)]
         if families.task.nunique() > 1:
-            sentences.append(_by_family(families, method, margin))
-    sentences += [_emptied(ended[ended.method == method], method) for method in lotteries]
+            sentences.append(_by_family(families[families.method == method], method, margin))
+    for method in lotteries:
+        sentences.append(_emptied(ended[ended.method == method], method))
+        if lives is not None:
+            sentences.append(_ineffective(lives[(lives.setting == setting) & (lives.method == method)], method))
     sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
     sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
     sentences += [_end(scores[(scores.setting == setting) & (scores.method == method)], method) for method in lotteries]
@@ -42,66 +52,97 @@ def findings(scores: pd.DataFrame, densities: pd.DataFrame, setting: str, margin
     return sentences
 
 
-def _gain(dense: pd.DataFrame) -> str:
+def _gain(dense: pd.DataFrame, families: pd.DataFrame, margin: float) -> str:
+    """What the dense network gains over its input, in all and by family."""
     if dense.empty:
         return "There is no finished dense run."
     gains = dense.psnr - dense.input_psnr
     side = "above" if gains.mean() >= 0 else "below"
     text = f"On the mean of the families, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
-    if len(gains) == 1:
-        return f"{text} (seed {dense.seed.iloc[0]}; one seed: no spread is known)."
-    return f"{text} (mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB)."
+    spread = f"mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB"
+    alone = f"seed {dense.seed.iloc[0]}; one seed: no spread is known"
+    text += f" ({alone if len(gains) == 1 else spread})"
+    own = families.assign(gain=families.psnr - families.input_psnr).groupby("task", sort=False).gain
+    if own.ngroups > 1:
+        each = [f"{task} {', '.join(map(_signed, seeds))} dB" for task, seeds in own]
+        text += f"; by family{' and seed' if len(gains) > 1 else ''}: {'; '.join(each)}"
+    if flat := [task for task, seeds in own if abs(seeds.mean()) <= margin]:
+        text += f". On {' and '.join(flat)} it is within {margin:g} dB of its input: to match it there shows little"
+    return f"{text}."
+
+
+def _near(delta: pd.Series, margin: float) -> list[int]:
+    """The rounds after the dense one that are within the margin of the dense network, or above it."""
+    return [int(index) for index in delta.index if index > 0 and delta[index] >= -margin]
+
+
+def _where(near: list[int], delta: pd.Series) -> str:
+    """Rounds in words: none, every one, or which."""
+    if not near:
+        return "in none of its rounds"
+    every = [int(index) for index in delta.index if index > 0]
+    return f"in every round, {near[0]} to {near[-1]}" if near == every and len(near) > 1 else f"in {in_rounds(near)}"
 
 
 def _close(own: pd.DataFrame, method: str, margin: float) -> str:
-    """Up to which round a lottery stays within the margin of its dense network."""
+    """In which rounds a lottery is within the margin of its dense network."""
     delta = own.pivot(index="round", columns="seed", values="delta").dropna()
     if delta.empty:
         return f"{method}: there is no dense run to compare it with."
-    density = own.groupby("round").density.mean()
-    last, again = analysis.within_margin(delta.mean(axis=1), margin)
-    at = "" if last is None else f" (density {density[last]:.1%})"
-    name, end = f"{method}, on the mean of the families,", int(delta.index.max())
-    if last is None:
-        text = f"{name} is more than {margin:g} dB below its dense network in round 1 already"
-    elif last == end:
-        text = f"{name} is never more than {margin:g} dB below its dense network, up to its last round, {last}{at}"
-    else:
-        text = f"{name} stays within {margin:g} dB of its dense network, or above, up to round {last}{at}"
-    if again:
-        only = "only in" if last is None else "again in"
-        text += f"; it is within {margin:g} dB of it, or above, {only} {in_rounds(again)}"
+    mean, density = delta.mean(axis=1), own.groupby("round").density.mean()
+    near = _near(mean, margin)
+    text = (
+        f"{method}, on the mean of the families, is within {margin:g} dB of its dense network, or above, "
+        f"{_where(near, mean)}" + (f" (density {density[near[-1]]:.1%} in the last of them)" if near else "")
+    )
     if delta.shape[1] == 1:
         return f"{text}; seed {delta.columns[0]} alone."
-    each = [(seed, analysis.within_margin(delta[seed], margin)[0]) for seed in delta.columns]
-    seeds = ", ".join(
-        f"seed {seed} up to round {one}" if one is not None else f"seed {seed} in none" for seed, one in each
-    )
-    return f"{text}; mean of {delta.shape[1]} seeds ({seeds})."
+    each = ", ".join(f"seed {seed} {_where(_near(delta[seed], margin), delta[seed])}" for seed in delta.columns)
+    return f"{text}; mean of {delta.shape[1]} seeds ({each})."
 
 
 def _by_family(families: pd.DataFrame, method: str, margin: float) -> str:
-    """Up to which round a lottery stays within the margin, family by family."""
+    """In which rounds a lottery is within the margin, family by family."""
     parts = []
     for task, own in families.groupby("task", sort=False):
-        last, _ = analysis.within_margin(own.groupby("round").delta.mean(), margin)
-        density = own.groupby("round").density.mean()
-        parts.append(
-            f"{task} up to round {last} (density {density[last]:.1%})" if last else f"{task} not even in round 1"
-        )
-    return f"{method}, family by family, stays within {margin:g} dB of its dense network, or above: {'; '.join(parts)}."
+        delta, density = own.groupby("round").delta.mean(), own.groupby("round").density.mean()
+        near = _near(delta, margin)
+        parts.append(f"{task} {_where(near, delta)}" + (f" (density {density[near[-1]]:.1%})" if near else ""))
+    return (
+        f"{method}, family by family, is within {margin:g} dB of its dense network, or above (in brackets the density "
+        f"of the last such round): {'; '.join(parts)}."
+    )
 
 
 def _emptied(ended: pd.DataFrame, method: str) -> str:
     """Which layer emptied first."""
     seen = ended[ended.emptied_round.notna()]
     if seen.empty:
-        return f"{method}: no layer emptied in its {counted(int(ended['last'].max()), 'round')} ({_seeds(ended.seed)})."
+        rounds = counted(int(ended["last"].max()), "round")
+        return f"{method}: no layer lost all its weights in its {rounds} ({_seeds(ended.seed)})."
     parts = [f"in round {row.emptied_round}, {row.emptied_layers} (seed {row.seed})" for row in seen.itertuples()]
     others = ended[ended.emptied_round.isna()]
     return f"{method}: the first layer emptied {'; '.join(parts)}" + (
         f"; none with {_seeds(others.seed)}." if len(others) else "."
     )
+
+
+def _ineffective(lives: pd.DataFrame, method: str) -> str:
+    """When a layer first had weights, or none, but not an effective one; and how many such layers there are at last."""
+    begin = lives[(lives["round"] == 0) & (lives.effective == 0)].layer  # never run
+    own = lives[~lives.layer.isin(set(begin))]
+    last, parts = own["round"].max(), []
+    for seed, run in own.groupby("seed"):
+        without = run[run.effective == 0]
+        end = without[without["round"] == last]
+        count = f"in round {last} {len(end)} of {run.layer.nunique()}"
+        if without.empty:
+            parts.append(f"none with seed {seed}")
+            continue
+        first = without[without["round"] == without["round"].min()]
+        names = ", ".join(first.layer[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+        parts.append(f"first {names}, in round {first['round'].iloc[0]}; {count} (seed {seed})")
+    return f"{method}: layers without an effective weight, whatever they keep: {'; '.join(parts)}."
 
 
 def _identity(ended: pd.DataFrame, method: str) -> str:
@@ -215,7 +256,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def of_masks(
-    counts: pd.DataFrame, chains: pd.DataFrame, survivors: pd.DataFrame, unused: pd.DataFrame, setting: str, index: int
+    counts: pd.DataFrame,
+    chains: pd.DataFrame,
+    survivors: pd.DataFrame,
+    unused: pd.DataFrame,
+    setting: str,
+    index: int,
+    prompts: pd.DataFrame | None = None,
 ) -> list[str]:
     """Says what the tickets of one setting are made of.
 
@@ -226,6 +273,7 @@ def of_masks(
         unused: what ``analysis.unused_part`` returned, with ``method`` and ``seed``; empty if they are not prunable.
         setting: about which.
         index: the round that is looked at, beside the last one.
+        prompts: what ``trained.gather(found, "prompt_weights")`` returned.
 
     Returns:
         Sentences; none about what is not there.
@@ -242,13 +290,10 @@ def of_masks(
     told += _alike(chains[chains.a.str.startswith(f"{setting}, ") & chains.b.str.startswith(f"{setting}, ")], index)
     survivors = survivors[(survivors.setting == setting) & (survivors.kind == "all") & (survivors["round"] > 0)]
     for method in (method for method in reversed(LOTTERY) if method in set(survivors.method)):
-        last = survivors[(survivors.method == method)]
-        last = last[last["round"] == last["round"].max()]
-        told.append(
-            f"{method}, round {last['round'].iloc[0]}: what is kept was larger at initialisation than "
-            f"{last['rank'].mean():.0%} of its tensor on average (chance: 50%), and {last.same_sign.mean():.1%} of it "
-            f"has the sign it began with ({_seeds(last.seed)})."
-        )
+        last = survivors[survivors.method == method]
+        told.append(_survived(last[last["round"] == last["round"].max()], method))
+    if prompts is not None:
+        told += of_prompts(prompts[prompts.setting == setting], index)
     for method in (method for method in reversed(LOTTERY) if method in set(unused.get("method", ()))):
         own = unused[unused.method == method]
         last = own[own["round"] == own["round"].max()]
@@ -260,15 +305,97 @@ def of_masks(
     return told
 
 
-def _idle(own: pd.DataFrame, method: str, index: int) -> str:
-    """How much of what is kept does nothing."""
-    rows = own[own["round"] == index]
-    spread = f" ({rows.idle.min():.1%} to {rows.idle.max():.1%})" if len(rows) > 1 else ""
+def of_unused(table: pd.DataFrame) -> str:
+    """Says how much of a ticket the convolutions that never run would be, by initial sizes alone.
+
+    Args:
+        table: what ``analysis.unused_at_start`` returned.
+    """
+    first, later = table.iloc[0], table[table["round"] > 0]
+    shares = [
+        f"{row.share:.2%} of the ticket of round {row.round} ({row.density:.1%} of them left)"
+        for row in later.itertuples()
+    ]
     return (
-        f"{method}, round {index}: {rows.idle.mean():.1%} of the kept weights are idle{spread}: on no path from image "
-        f"to output, or without a gradient. Density is {rows.of_prunable.mean():.1%} of the prunable weights, "
-        f"{rows.of_effective.mean():.1%} by those that are effective; {rows.of_trainable.mean():.1%} of all parameters "
-        f"are left; "
+        f"Where they are prunable, the convolutions that never run are {first.unused:,.0f} of {first.kept:,.0f} "
+        f"prunable weights, {first.share:.2%}; layer-wise they stay that share of every ticket. No gradient reaches "
+        f"them, so globally their initial size decides: if nothing was trained at all, they would be "
+        f"{' and '.join(shares)}."
+    )
+
+
+def _survived(last: pd.DataFrame, method: str) -> str:
+    """Where what is kept in the last round stood at initialisation: first the effective weights, then the others."""
+    words = {"effective": "the effective weights", "rest": "those that are not", "all": "all that are kept"}
+    parts = [part for part in words if part in set(last.part)]
+    parts = parts[:2] if "effective" in parts else parts
+    texts = []
+    for part in parts:
+        own = last[(last.part == part) & (last.kept > 0)]
+        if len(own):
+            texts.append(
+                f"{words[part]} ({own.kept.mean():,.0f} on average) were larger at initialisation than "
+                f"{own['rank'].mean():.0%} of their tensor, and {own.same_sign.mean():.1%} of them have the sign they "
+                "began with"
+            )
+    end = ", the idle ones included, which stay as they were drawn" if parts == ["all"] else ""
+    return (
+        f"{method}, round {last['round'].iloc[0]}: {'; '.join(texts)}{end} (chance: 50% and 50%; {_seeds(last.seed)})."
+    )
+
+
+def of_prompts(prompts: pd.DataFrame, index: int) -> list[str]:
+    """Says whether a family of tasks has a prompt component of its own.
+
+    Args:
+        prompts: what ``trained.gather(found, "prompt_weights")`` returned, of one setting.
+        index: of the round to look at, or else the nearest one that there is.
+
+    Returns:
+        A sentence a method; none if there is one family only.
+    """
+    family = {task: name for name, tasks in analysis.FAMILIES.items() for task in tasks}
+    prompts, told = prompts.assign(family=prompts.task.map(family)), []
+    if prompts.family.nunique() < 2:
+        return []
+    for method in (method for method in ("dense", *reversed(LOTTERY)) if method in set(prompts.method)):
+        own = prompts[prompts.method == method]
+        at = min(own["round"].unique(), key=lambda there: abs(there - index))
+        own = own[own["round"] == at]
+        weights = own.groupby(["seed", "prompt", "component", "family"]).weight.agg(["min", "mean", "max"])
+        found = []
+        for (seed, prompt), part in weights.groupby(["seed", "prompt"]):
+            favourite = part["mean"].groupby("family").idxmax()
+            for name, (*_, component, _) in favourite.items():
+                rows = part.xs(component, level="component").droplevel(["seed", "prompt"])
+                if rows["min"][name] > rows["max"].drop(name).max():
+                    found.append(f"{name} has component {component} of {prompt} (seed {seed})")
+        means = weights["mean"].groupby(["seed", "prompt", "component"])
+        apart = (means.max() - means.min()).max()
+        text = "; ".join(found) if found else "no family of tasks has one"
+        told.append(
+            f"{method}{f' round {at}' if at else ''}: a prompt component of its own (its largest, and larger on "
+            f"each of its images than on any of the others'): {text}. The means of two families differ by at most "
+            f"{apart:.2f} in a component's weight ({1 / own.component.nunique():.2g} each if all were alike; "
+            f"{_seeds(own.seed)})."
+        )
+    return told
+
+
+def _idle(own: pd.DataFrame, method: str, index: int) -> str:
+    """How much of what is kept does something, and what."""
+    rows = own[own["round"] == index]
+    share = {name: rows[name] / rows.kept for name in ("effective", "sign_only", "constant")} | {"idle": rows.idle}
+    texts = {
+        name: f"{part.mean():.1%}" + (f" ({part.min():.1%} to {part.max():.1%})" if len(part) > 1 else "")
+        for name, part in share.items()
+    }
+    return (
+        f"{method}, round {index}: of the kept weights {texts['effective']} are effective: they carry the image to the "
+        f"output, and their size matters. {texts['sign_only']} set but a sign (alone in feeding a channel of q or k), "
+        f"{texts['constant']} carry a constant, and {texts['idle']} are idle: without them the output is the same. "
+        f"Density is {rows.of_prunable.mean():.1%} of the prunable weights, {rows.of_effective.mean():.1%} by those "
+        f"that are effective; {rows.of_trainable.mean():.1%} of all parameters are left; "
         f"{(rows.dead / rows.units).mean():.1%} of the units are dead ({_seeds(rows.seed)})."
     )
 
@@ -277,21 +404,33 @@ def _alike(chains: pd.DataFrame, index: int) -> list[str]:
     """What masks that differ in one thing share, beside chance."""
     told = []
     rows = chains[chains["round"] == index]
-    words = {
-        "method": "Both scopes, from the same initial values: in round",
-        "seed": "One scope, two seeds (other initial values, other order): in round",
-    }
-    for differ, text in words.items():
-        own = rows[rows.differ == differ]
-        if own.empty:
-            continue
-        least, most = (f"{value:+.1f}".replace("-", "−") for value in (own.z.min(), own.z.max()))
-        far = f"between {least} and {most}" if len(own) > 1 else least
-        told.append(
-            f"{text} {index} their masks have an IoU of {own.iou.mean():.3f}, by chance {own.chance.mean():.3f} (mean "
-            f"of {counted(len(own), 'pair')}); the number of shared weights is {far} standard deviations from chance."
-        )
+    own = rows[rows.differ == "method"]
+    if len(own):
+        text = f"Both scopes, from the same initial values: in round {index} {_shared(own)}"
+        if "initial" in own and own.initial.notna().all():
+            less = int((own.iou < own.initial).sum())
+            side = "less" if less == len(own) else "more" if not less else f"in {less} of {len(own)} pairs less"
+            text += (
+                f" Masks that know only the initial sizes, and keep the largest, as many in each layer, would have an "
+                f"IoU of {own.initial.mean():.3f}: the scopes agree {side} than their initial values alone would make "
+                "them."
+            )
+        told.append(text)
+    own = rows[rows.differ == "seed"]
+    for method in (method for method in reversed(LOTTERY) if own.a.str.contains(f", {method}, ").any()):
+        part = own[own.a.str.contains(f", {method}, ")]
+        told.append(f"{method}, two seeds (other initial values, other order): in round {index} {_shared(part)}")
     return told
+
+
+def _shared(pairs: pd.DataFrame) -> str:
+    """What pairs of masks share, beside chance, and how far that is from it."""
+    least, most = (f"{value:+.1f}".replace("-", "−") for value in (pairs.z.min(), pairs.z.max()))
+    far = f"between {least} and {most}" if len(pairs) > 1 else least
+    return (
+        f"their masks have an IoU of {pairs.iou.mean():.3f}, by chance {pairs.chance.mean():.3f} (mean of "
+        f"{counted(len(pairs), 'pair')}); the number of shared weights is {far} standard deviations from chance."
+    )
 
 
 def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index: int) -> list[str]:

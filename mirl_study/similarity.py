@@ -2,14 +2,16 @@
 
 Chance is independence at the same layer densities: two masks that keep d1 and d2 of a layer of n weights blindly share
 n d1 d2 of them, give or take the standard deviation of the hypergeometric law. Masks of one seed start from the same
-initial values, and a large initial value is kept more often whatever is trained on; so ``by_initial_size`` makes the
-mask that knows nothing but these, as one more row to compare with.
+initial values, and a large initial value is kept more often whatever is trained on. So there is a second baseline:
+masks that know nothing but the initial sizes, at the same layer densities. Of two such masks one holds the other in
+each layer, which gives their IoU from the counts alone; ``by_initial_size`` makes one, as one more row to compare with.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from mirl_study.network import build_network
 from mirl_study.settings import LOTTERY, SETTINGS, Settings, SettingsError, choose
 
 BITS = np.array([value.bit_count() for value in range(1 << 16)], dtype=np.uint8)
+COLUMNS = ["iou", "chance", "initial", "both", "expected", "z"]  # of what ``pair`` returns
 PAPERS = ("derain", "dehaze", "denoise", "all_in_one")
 INITIAL = "largest at initialisation"
 
@@ -62,7 +65,8 @@ def pair(a: Packed, b: Packed) -> dict[str, float]:
 
     Returns:
         ``iou`` (kept by both over kept by either; 1 if both are empty), ``chance`` (the same for masks that keep as
-        many in each layer but know nothing of each other: expected both over expected either), ``both``, ``expected``
+        many in each layer but know nothing of each other: expected both over expected either), ``initial`` (the same
+        for masks that keep as many in each layer, the largest of one initialisation), ``both``, ``expected``
         (weights), ``z`` (both less expected, in standard deviations of chance; missing where chance leaves nothing
         open).
 
@@ -79,17 +83,21 @@ def pair(a: Packed, b: Packed) -> dict[str, float]:
     total = int(a.kept.sum() + b.kept.sum())
     iou, chance = (part / (total - part) if total > part else 1.0 for part in (both, expected))
     z = (both - expected) / deviation if deviation else float("nan")
-    return {"iou": iou, "chance": chance, "both": both, "expected": expected, "z": z}
+    either = int(np.maximum(a.kept, b.kept).sum())
+    initial = int(np.minimum(a.kept, b.kept).sum()) / either if either else 1.0
+    return {"iou": iou, "chance": chance, "initial": initial, "both": both, "expected": expected, "z": z}
 
 
-def matrix(masks: Mapping[str, Mask]) -> pd.DataFrame:
+def matrix(masks: Mapping[str, Mask], starts: Mapping[str, int] | None = None) -> pd.DataFrame:
     """Compares every mask with every other.
 
     Args:
         masks: by label, of one network.
+        starts: by label, the seed of the initialisation that a mask was found from; not known if not given.
 
     Returns:
-        A row an ordered pair, of a mask with itself too: ``a``, ``b`` (labels), and what ``pair`` returns.
+        A row an ordered pair, of a mask with itself too: ``a``, ``b`` (labels), and what ``pair`` returns; ``initial``
+        is missing where the two did not start from the same values.
 
     Raises:
         ValueError: if the masks are of different networks.
@@ -98,8 +106,10 @@ def matrix(masks: Mapping[str, Mask]) -> pd.DataFrame:
     rows = []
     for a, b in combinations_with_replacement(packed, 2):
         values = pair(packed[a], packed[b])
+        if not starts or starts[a] != starts[b]:
+            values["initial"] = float("nan")
         rows += [{"a": a, "b": b, **values}] + ([{"a": b, "b": a, **values}] if a != b else [])
-    frame = pd.DataFrame(rows, columns=["a", "b", "iou", "chance", "both", "expected", "z"])
+    frame = pd.DataFrame(rows, columns=["a", "b", *COLUMNS])
     place = {label: at for at, label in enumerate(packed)}
     return frame.sort_values(["a", "b"], key=lambda labels: labels.map(place), ignore_index=True)
 
@@ -162,6 +172,33 @@ def tickets(
     Raises:
         SettingsError: for a name that is none, or if no finished lottery has this round.
     """
+    return _tickets(found, index, settings, methods, seeds)[0]
+
+
+def compare(found: pd.DataFrame, index: int, **which: Sequence[Any]) -> pd.DataFrame:
+    """Compares the masks of one round of all finished lotteries, beside chance and the initial values.
+
+    Args:
+        found, index: as ``tickets`` takes them.
+        **which: ``settings``, ``methods``, ``seeds``, as ``tickets`` takes them.
+
+    Returns:
+        What ``matrix`` returns.
+
+    Raises:
+        SettingsError: as ``tickets``.
+    """
+    return matrix(*_tickets(found, index, **which))
+
+
+def _tickets(
+    found: pd.DataFrame,
+    index: int,
+    settings: Sequence[str] = (),
+    methods: Sequence[str] = tuple(LOTTERY),
+    seeds: Sequence[int] = (),
+) -> tuple[dict[str, Mask], dict[str, int]]:
+    """Masks and seeds by label."""
     for name in settings:
         choose("settings", name, SETTINGS)
     for name in methods:
@@ -174,9 +211,8 @@ def tickets(
     differ = [name for name in RUN if own[name].nunique() > 1] or ["method"]
     words = {"setting": "{}", "method": "{}", "seed": "seed {}"}
     labels = [", ".join(words[name].format(row[name]) for name in differ) for row in own.to_dict("records")]
-    return {
-        label: Mask.load(_round(folder, index) / "mask.npz") for label, folder in zip(labels, own.folder, strict=True)
-    }
+    masks = [Mask.load(_round(folder, index) / "mask.npz") for folder in own.folder]
+    return dict(zip(labels, masks, strict=True)), dict(zip(labels, own.seed, strict=True))
 
 
 def missing(found: pd.DataFrame, method: str, seed: int, index: int, profile: str) -> str:
@@ -251,7 +287,7 @@ def over_rounds(a: Mapping[int, Mask], b: Mapping[int, Mask]) -> pd.DataFrame:
         ValueError: if the masks are of different networks.
     """
     rows = [{"round": index, **pair(pack(a[index]), pack(b[index]))} for index in sorted(set(a) & set(b))]
-    return pd.DataFrame(rows, columns=["round", "iou", "chance", "both", "expected", "z"])
+    return pd.DataFrame(rows, columns=["round", *COLUMNS])
 
 
 def chains(found: pd.DataFrame) -> pd.DataFrame:
@@ -262,7 +298,7 @@ def chains(found: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a pair and round: ``differ`` (``setting``, ``method`` or ``seed``), ``a``, ``b`` (what names the two),
-        ``round``, ``iou``, ``chance``, ``both``, ``expected``, ``z``.
+        ``round``, and what ``pair`` returns; ``initial`` is missing where the seeds differ.
     """
     own = found[found.finished & found.method.isin(LOTTERY)]
     packed = {
@@ -276,5 +312,7 @@ def chains(found: pd.DataFrame) -> pd.DataFrame:
         if len(differ) > 1 or mine[0].names != theirs[0].names:
             continue
         named = {"differ": differ[0], "a": ", ".join(map(str, one)), "b": ", ".join(map(str, other))}
-        rows += [{**named, "round": n, **pair(mine[n], theirs[n])} for n in sorted(set(mine) & set(theirs)) if n]
-    return pd.DataFrame(rows, columns=["differ", "a", "b", "round", "iou", "chance", "both", "expected", "z"])
+        other_start = {"initial": float("nan")} if differ == ["seed"] else {}
+        common = [n for n in sorted(set(mine) & set(theirs)) if n]
+        rows += [{**named, "round": n, **pair(mine[n], theirs[n]), **other_start} for n in common]
+    return pd.DataFrame(rows, columns=["differ", "a", "b", "round", *COLUMNS])

@@ -1,5 +1,6 @@
 """Where artefacts live, how they are written (all or nothing), and under which settings they were made."""
 
+import hashlib
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from mirl_study.network import tensors as network_tensors
 from mirl_study.settings import ModelSettings, Settings, SettingsError
 
 CHECKPOINT = "checkpoint.safetensors"  # of a round that is being trained
+HASHED = ("metrics.csv", "weights.safetensors")  # files of a round whose SHA-256 is on record, beside its mask's
 TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # what ``atomic`` writes first
 PACKAGES = ("torch", "numpy", "pandas", "scikit-image", "safetensors", "papermill")
 
@@ -38,6 +40,11 @@ def project_root() -> Path:
 def results_root(results: Path | str | None = None) -> Path:
     """Returns the folder of all results; relative paths, and nothing given, mean inside the project."""
     return project_root() / (results or "results")
+
+
+def is_reference(root: Path) -> bool:
+    """Whether a results root holds references (``mirl reference``), which nobody else writes to."""
+    return root.name == "reference"
 
 
 class WriteFailed(OSError):
@@ -86,6 +93,12 @@ def check_writable(folder: Path) -> None:
 
 def _existing(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
@@ -290,11 +303,17 @@ class Run:
         network.load_state_dict(safetensors.torch.load_file(path))
 
     def finish(self, index: int, history: pd.DataFrame, metrics: pd.DataFrame, facts: dict[str, Any]) -> None:
-        """Writes a round's tables, and, last, ``round.json`` with its facts; then it needs no checkpoint any more."""
+        """Writes a round's tables, and, last, ``round.json`` with its facts; then it needs no checkpoint any more.
+
+        On record are also the fingerprint of the mask, and SHA-256 (hex) of the files in HASHED that are there by then.
+        """
         folder = self.round_folder(index)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "metrics.csv", metrics)
-        write_json(folder / "round.json", {"index": index, **facts})
+        hashes = {name: sha256(folder / name) for name in HASHED if (folder / name).is_file()}
+        if mask := self.load_mask(index):
+            hashes["mask"] = mask.fingerprint
+        write_json(folder / "round.json", {"index": index, **facts, "sha256": hashes})
         self._drop_checkpoints(folder)
 
 

@@ -12,7 +12,7 @@ knows both by their hash.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from mirl_study.comparison import build_network
 from mirl_study.masks import Mask, dense_mask
 from mirl_study.network import PromptIR, fingerprint, tensors
 from mirl_study.settings import METHODS, ONE_SHOT, Settings, SettingsError, choose, nearest, read_settings
-from mirl_study.store import Run, atomic, read_json
+from mirl_study.store import HASHED, Run, atomic, read_json, sha256
 
 HEADER = "mirl_ticket"
 VERSION = 1
@@ -194,7 +194,10 @@ class Ticket:
     def _trained(self) -> PromptIR:
         if self.weights is None:
             why = "were not kept" if self.weights_sha256 is None else "do not lie beside it (NAME.weights.safetensors)"
-            raise TicketError(f"the trained weights of this ticket {why}")
+            raise TicketError(
+                f"the trained weights of this ticket {why}; it has the network as its round started: "
+                "network(trained=False), or --rewound"
+            )
         return fill(build_network(self.settings.network, self.seed), self.weights)
 
     def _rewound(self) -> PromptIR:
@@ -220,7 +223,7 @@ def read(path: Path | str) -> Ticket:
     except OSError as error:
         raise TicketError(f"{path} cannot be read: {error.strerror or _line(error)}") from error
     except Exception as error:  # a file that is no ticket fails in many ways; all mean the same to the reader
-        raise TicketError(f"{path} is not a ticket, or damaged: {_line(error)}") from error
+        raise TicketError(f"{path} is not a ticket, or damaged: {_line(error)}{_way_out(path)}") from error
     if version != VERSION:
         raise TicketError(f"{path} is a ticket of version {version!r}; this program reads version {VERSION}")
     try:
@@ -231,6 +234,16 @@ def read(path: Path | str) -> Ticket:
         raise TicketError(f"{path}: {error}") from error
     except Exception as error:  # as above
         raise TicketError(f"{path} is damaged: {type(error).__name__}: {_line(error)}") from error
+
+
+def _way_out(path: Path) -> str:
+    """What to give instead of tensors that lie beside a ticket, or in a run."""
+    if path.name == "weights.safetensors":
+        return "; these are weights of a run: give the folder with its run.json"
+    for part in ("start", "weights"):
+        if path.name.endswith(ending := f".{part}.safetensors"):
+            return f"; these are tensors beside a ticket: give {path.name.removesuffix(ending)}{SUFFIX}"
+    return ""
 
 
 def _from(content: dict[str, Any], packed: Mapping[str, np.ndarray], path: Path) -> Ticket:
@@ -311,16 +324,72 @@ def check_weights(ticket: Ticket) -> tuple[bool, str]:
     """
     if ticket.weights is None:
         return False, f"weights: {'were not kept' if ticket.weights_sha256 is None else 'do not lie beside it'}"
-    network = ticket._trained()
-    if (found := fingerprint(network)) != ticket.weights_sha256:
+    if (found := fingerprint(ticket._trained())) != ticket.weights_sha256:
         raise TicketError(f"weights: have sha256 {found}, not {ticket.weights_sha256}, as it says: of another ticket")
-    for name, keep in ticket.mask.items():
-        if ((network.get_parameter(name) != 0) & ~keep).any():
-            raise TicketError(f"weights: {name} is not zero where the mask is")
+    check_zeros(ticket)
     return True, "weights: have their sha256, and are zero where the mask is"
 
 
+def check_zeros(ticket: Ticket) -> tuple[bool, str]:
+    """Looks whether the trained weights are zero where the mask says so.
+
+    Returns, Raises:
+        As ``check_mask``.
+    """
+    if ticket.weights is None:
+        return False, "weights: were not kept"
+    network = ticket._trained()
+    for name, keep in ticket.mask.items():
+        if ((network.get_parameter(name) != 0) & ~keep).any():
+            raise TicketError(f"weights: {name} is not zero where the mask is")
+    return True, "weights: are zero where the mask is"
+
+
 CHECKS = (check_mask, check_start, check_weights)
+
+
+def record_checks(run: Run, index: int) -> Iterator[Callable[[], tuple[bool, str]]]:
+    """Yields the checks that hold the files of a finished round to its ``round.json``.
+
+    A ticket that is made from a run folder has the hashes of what lies there now; whether that is what the round left
+    is known from its record alone, which has hashes since the version that this came with.
+
+    Args:
+        run, index: whose round.
+
+    Yields:
+        Functions without arguments; they return and raise as ``check_mask`` does.
+    """
+    folder = run.round_folder(index)
+    facts = read_json(folder / "round.json")
+    mask, recorded = run.load_mask(index), facts.get("sha256", {})
+    yield lambda: _counts(mask, facts)
+    found = {"mask": lambda: mask and mask.fingerprint}
+    found |= {name: lambda path=folder / name: sha256(path) if path.is_file() else None for name in HASHED}
+    for name, look in found.items():
+        yield lambda name=name, look=look: _recorded(name, look(), recorded)
+
+
+def _counts(mask: Mask | None, facts: Mapping[str, Any]) -> tuple[bool, str]:
+    """Compares a mask with the numbers that the round's record gives."""
+    if mask is None:
+        return False, "mask: does not lie there"
+    found = {"kept": mask.kept, "prunable": mask.size, "density": mask.density(), "emptied": mask.emptied()}
+    for name, value in found.items():
+        if facts.get(name) != value:
+            raise TicketError(f"mask: {name} is {value!r}, and {facts.get(name)!r} in round.json")
+    return True, f"mask: {', '.join(found)} are those of round.json"
+
+
+def _recorded(name: str, found: str | None, recorded: Mapping[str, str]) -> tuple[bool, str]:
+    """Compares one hash with the recorded one."""
+    if found is None:
+        return False, f"{name}: does not lie there"
+    if name not in recorded:
+        return False, f"no hash on record: {name} (the round was finished by an earlier version)"
+    if recorded[name] != found:
+        raise TicketError(f"{name}: has sha256 {found}, not {recorded[name]}, as round.json says: changed since")
+    return True, f"{name}: has the sha256 of round.json"
 
 
 def misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whole: bool = True) -> str | None:

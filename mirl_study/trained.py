@@ -18,11 +18,12 @@ from torch import Tensor
 from mirl_study import evaluation
 from mirl_study.analysis import RUN, SINGLE, find, kept_rounds, open_run, read_json
 from mirl_study.data import Bank, Sample, load_bank
+from mirl_study.effective import effective
 from mirl_study.lottery import default_device, load_round
 from mirl_study.masks import Mask
 from mirl_study.network import Attention, Prompt, PromptIR, build_network, describe
 from mirl_study.settings import LOTTERY, SettingsError, choose
-from mirl_study.store import atomic, project_root, write_csv
+from mirl_study.store import atomic, is_reference, project_root, write_csv
 
 SAME_IMAGE = 0.05  # dB: further than this from the recorded score, and the data are not those of the run
 PATCH = 128  # pixels: the part of an image that gradients are taken on
@@ -30,6 +31,7 @@ PICTURE = 192  # pixels: the part of an image that is kept
 TABLES = {
     "survivors": [
         "round",
+        "part",
         "kind",
         "weights",
         "kept",
@@ -40,14 +42,18 @@ TABLES = {
         "same_sign",
         "order",
     ],
-    "ranking": ["before", "after", "weights", "order", "kept", "top", "chance"],
+    "ranking": ["before", "after", "part", "weights", "order", "kept", "top", "chance"],
     "prompt_weights": ["round", "prompt", "task", "name", "component", "weight"],
-    "heads": ["round", "layer", "head", "density", "task", "rise"],
+    "heads": ["round", "layer", "head", "density", "task", "error", "off"],
 }
+PARTS = ("all", "effective", "rest")  # of the kept weights: all of them, those that are effective, the others
 
 
 def record(folder: Path, bank: Bank, pictures: bool = True) -> bool:
     """Measures the kept weights of a run and writes the tables; a run that has them, or no weights, is left alone.
+
+    So is one of a reference, whatever it has: only ``mirl reference`` writes there. Tables that an earlier version made
+    are made anew.
 
     Args:
         folder: of a dense run or a lottery.
@@ -61,7 +67,11 @@ def record(folder: Path, bank: Bank, pictures: bool = True) -> bool:
         SettingsError: if an image does not score what the run has recorded: the data or the code are others now.
     """
     rounds = kept_rounds(folder)
-    if not rounds or (_recorded(folder) == rounds and (not pictures or _pictured(folder, rounds))):
+    if (
+        not rounds
+        or _of_reference(folder)
+        or (_recorded(folder) == rounds and (not pictures or _pictured(folder, rounds)))
+    ):
         return False
     run = open_run(folder)
     start = build_network(run.settings.network, run.settings.seed)
@@ -76,10 +86,11 @@ def record(folder: Path, bank: Bank, pictures: bool = True) -> bool:
         looks.append(prompt_weights(network, bank).assign(round=index))
         effects.append(heads(network, masks[index], bank).assign(round=index))
         network.cpu()
-    stayed = [survivors(start, networks[index], masks[index]).assign(round=index) for index in rounds]
+    live = {index: effective(mask, run.settings.network) for index, mask in masks.items()}
+    stayed = [survivors(start, networks[index], masks[index], live[index]).assign(round=index) for index in rounds]
     tables = {
         "survivors": pd.concat(stayed),
-        "ranking": ranking({-1: start} | networks, masks),
+        "ranking": ranking({-1: start} | networks, masks, live),
         "prompt_weights": pd.concat(looks),
         "heads": pd.concat(effects),
     }
@@ -104,6 +115,7 @@ def record_all(found: pd.DataFrame) -> list[str]:
     for setting, group in own.groupby("setting", sort=False):
         smallest = group.groupby("method").seed.transform("min") == group.seed
         chosen = [(folder, first) for folder, first in zip(group.folder, smallest, strict=True) if kept_rounds(folder)]
+        chosen = [(folder, first) for folder, first in chosen if not _of_reference(folder)]
         if all(_recorded(folder) == kept_rounds(folder) for folder, _ in chosen):
             continue
         try:
@@ -124,7 +136,8 @@ def gather(found: pd.DataFrame, name: str) -> pd.DataFrame:
         name: ``survivors``, ``ranking``, ``prompt_weights`` or ``heads``.
 
     Returns:
-        ``setting``, ``method``, ``seed``, and the columns of TABLES; no row if nothing was recorded.
+        ``setting``, ``method``, ``seed``, and the columns of TABLES; no row if nothing was recorded. A table of an
+        earlier version has what it has: its ``part`` is ``all``, its ``error`` and ``off`` are missing (``outdated``).
     """
     choose("table", name, TABLES)
     parts = []
@@ -132,7 +145,22 @@ def gather(found: pd.DataFrame, name: str) -> pd.DataFrame:
         if (path := run.folder / f"{name}.csv").is_file():
             parts.append(pd.read_csv(path).assign(setting=run.setting, method=run.method, seed=run.seed))
     columns = [*RUN, *TABLES[name]]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    table = pd.concat(parts, ignore_index=True).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
+    return table.fillna({"part": "all"}) if "part" in table else table
+
+
+def outdated(found: pd.DataFrame) -> str:
+    """Says in one line which runs have tables of an earlier version, and what these do not tell; empty if none."""
+    own = found[found.finished & found.method.isin(["dense", *LOTTERY])]
+    names = [f"{run.setting}, {run.method}, seed {run.seed}" for run in own.itertuples() if _is_outdated(run.folder)]
+    if not names:
+        return ""
+    more = f"; and {len(names) - 2} more" if len(names) > 2 else ""
+    return (
+        f"an earlier version recorded {'; '.join(names[:2])}{more}: what survives is not told "
+        "apart into effective and idle, and no head was switched off; the report makes these tables anew where the "
+        "weights are"
+    )
 
 
 def missing(found: pd.DataFrame) -> str:
@@ -146,41 +174,47 @@ def missing(found: pd.DataFrame) -> str:
     return f"nothing was recorded of the trained weights of {'; '.join(names)}" if names else ""
 
 
-def survivors(start: PromptIR, network: PromptIR, mask: Mask) -> pd.DataFrame:
+def survivors(start: PromptIR, network: PromptIR, mask: Mask, live: Mask) -> pd.DataFrame:
     """Compares the weights that a mask keeps with their initial values.
+
+    A weight without a gradient stays what it was, so what all of them have in common says little of training: the
+    effective ones are told by themselves.
 
     Args:
         start: the network at initialisation.
         network: trained under the mask.
         mask: of its round.
+        live: what ``effective.effective`` returned of it.
 
     Returns:
-        A row a kind, and one for ``all``: ``weights`` (prunable), ``kept``, ``rank`` (mean, over the kept ones, of the
-        share of their tensor's weights that were smaller at initialisation; 0.5 is chance), ``initial_kept``,
-        ``initial`` (mean absolute initial value, of the kept ones and of all), ``trained`` (of the kept ones, now),
-        ``same_sign`` (share of the kept ones that have the sign they began with), ``order`` (Spearman's correlation of
-        absolute initial and trained values, over the kept ones).
+        A row a part and kind, and one for ``all`` kinds: ``part`` (one of PARTS), ``weights`` (prunable), ``kept`` (of
+        that part, which all that follows is of), ``rank`` (mean share of their tensor's weights that were smaller at
+        initialisation; 0.5 is chance), ``initial_kept``, ``initial`` (mean absolute initial value, of these and of all
+        prunable ones), ``trained`` (now), ``same_sign`` (share that has the sign it began with), ``order`` (Spearman's
+        correlation of absolute initial and trained values).
     """
     named = describe(network).set_index("name").kind
-    parts: dict[str, list[tuple[Tensor, ...]]] = {}
+    groups: dict[tuple[str, str], list[tuple[Tensor, ...]]] = {}
     for name, keep in mask.items():
         before, after = (n.get_parameter(name).detach().flatten() for n in (start, network))
         ranks = stats.rankdata(before.abs().numpy())  # equal ones share theirs
         smaller = torch.from_numpy(ranks - 1) / max(len(before) - 1, 1)
-        columns = before[keep.flatten()], after[keep.flatten()], smaller[keep.flatten()], before.abs()
-        parts.setdefault(named[name], []).append(columns)
-    parts["all"] = [columns for group in parts.values() for columns in group]
+        for part, chosen in _parts(keep, live[name]).items():
+            columns = before[chosen], after[chosen], smaller[chosen], before.abs()
+            for kind in (named[name], "all"):
+                groups.setdefault((part, kind), []).append(columns)
     rows = []
-    for kind, group in parts.items():
+    for (part, kind), group in groups.items():
         before, after, smaller, whole = (torch.cat(column) for column in zip(*group, strict=True))
         sizes = before.abs().mean(), whole.mean(), after.abs().mean()
         same = (before.sign() == after.sign()).double().mean()
         values = [float(value) for value in (smaller.double().mean(), *sizes, same)]
-        rows.append((kind, len(whole), len(before), *values, _spearman(before.abs(), after.abs())))
-    return pd.DataFrame(rows, columns=[name for name in TABLES["survivors"] if name != "round"])
+        rows.append((part, kind, len(whole), len(before), *values, _spearman(before.abs(), after.abs())))
+    frame = pd.DataFrame(rows, columns=[name for name in TABLES["survivors"] if name != "round"])
+    return frame.sort_values("part", key=lambda parts: parts.map(PARTS.index), kind="stable", ignore_index=True)
 
 
-def ranking(networks: Mapping[int, PromptIR], masks: Mapping[int, Mask]) -> pd.DataFrame:
+def ranking(networks: Mapping[int, PromptIR], masks: Mapping[int, Mask], live: Mapping[int, Mask]) -> pd.DataFrame:
     """Asks whether the order of the weights by size in one round foretells that in a later one.
 
     It needs trained values, so it compares the rounds whose weights were kept, not each with the next.
@@ -188,35 +222,47 @@ def ranking(networks: Mapping[int, PromptIR], masks: Mapping[int, Mask]) -> pd.D
     Args:
         networks: by round; -1 is the network at initialisation.
         masks: by round.
+        live: what ``effective.effective`` returned of each mask.
 
     Returns:
-        A row a pair of rounds: ``before``, ``after``, ``weights`` (alive in both), ``order`` (Spearman's correlation of
-        their absolute values), ``kept`` (alive in the later one), ``top`` (share of those that were among the ``kept``
-        largest of the earlier one's, in the whole network), ``chance`` (kept over alive in the earlier one).
+        A row a pair of rounds and part: ``before``, ``after``, ``part`` (one of PARTS, by the later round), ``weights``
+        (of that part), ``order`` (Spearman's correlation of their absolute values), ``kept`` (all that the later one
+        keeps), ``top`` (share of the part that was among the ``kept`` largest of the earlier one's, in the whole
+        network), ``chance`` (kept over alive in the earlier one).
     """
     rows = []
     for before in networks:
         alive = masks.get(before)
         for after in (index for index in masks if index > before):
-            early, late, chosen = [], [], []
+            early, late, chosen = [], [], {part: [] for part in PARTS}
             for name, keep in masks[after].items():
                 own = alive[name].flatten() if alive else torch.ones(keep.numel(), dtype=torch.bool)
                 early.append(networks[before].get_parameter(name).detach().abs().flatten()[own])
                 late.append(networks[after].get_parameter(name).detach().abs().flatten()[own])
-                chosen.append(keep.flatten()[own])
-            first, second, stay = (torch.cat(parts) for parts in (early, late, chosen))
-            kept = int(stay.sum())
-            largest = torch.zeros_like(stay)
+                for part, those in _parts(keep, live[after][name]).items():
+                    chosen[part].append(those[own])
+            first, second = torch.cat(early), torch.cat(late)
+            stay = {part: torch.cat(those) for part, those in chosen.items()}
+            kept = int(stay["all"].sum())
+            largest = torch.zeros_like(stay["all"])
             largest[first.argsort(descending=True, stable=True)[:kept]] = True
-            top = int((largest & stay).sum()) / kept if kept else float("nan")
-            order = _spearman(first[stay], second[stay])
-            rows.append((before, after, kept, order, kept, top, kept / len(stay) if len(stay) else float("nan")))
+            chance = kept / len(first) if len(first) else float("nan")
+            for part, those in stay.items():
+                count = int(those.sum())
+                top = int((largest & those).sum()) / count if count else float("nan")
+                rows.append((before, after, part, count, _spearman(first[those], second[those]), kept, top, chance))
     return pd.DataFrame(rows, columns=TABLES["ranking"])
+
+
+def _parts(keep: Tensor, live: Tensor) -> dict[str, Tensor]:
+    """The kept weights of a flattened tensor, by PARTS."""
+    keep, live = keep.flatten(), live.flatten()
+    return dict(zip(PARTS, (keep, keep & live, keep & ~live), strict=True))
 
 
 @torch.no_grad()
 def prompt_weights(network: PromptIR, bank: Bank) -> pd.DataFrame:
-    """Says which prompt components each test image picks.
+    """Says how much of each prompt component each test image takes.
 
     Args:
         network: on the bank's device.
@@ -245,21 +291,18 @@ def prompt_weights(network: PromptIR, bank: Bank) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[name for name in TABLES["prompt_weights"] if name != "round"])
 
 
+@torch.no_grad()
 def heads(network: PromptIR, mask: Mask, bank: Bank) -> pd.DataFrame:
-    """Says how much each attention head, and each prompt, does for each task, to first order.
-
-    A head's output times a gate of 1 is a scaling of its columns of the projection; minus the loss's derivative by the
-    gate is how far the loss would rise if the head was switched off and the loss was a straight line (the gate of
-    Michel et al., *Are Sixteen Heads Really Better than One?*, NeurIPS 2019, with its sign).
+    """Says how far the error of each task rises if an attention head, or a prompt, is switched off, one by one.
 
     Args:
         network: trained under the mask, on the bank's device.
         mask: of its round.
-        bank: test images; of each task the middle of the first one is looked at.
+        bank: test images; of each task the middle of the first one is restored.
 
     Returns:
-        A row a task and head or prompt: ``layer``, ``head`` (0 for a prompt), ``density`` (of the gated weights),
-        ``task``, ``rise`` (of the mean absolute error; images are in [0, 1]).
+        A row a task and head or prompt: ``layer``, ``head`` (0 for a prompt), ``density`` (of the weights that hand it
+        on), ``task``, ``error`` (mean absolute error; images are in [0, 1]), ``off`` (the same without it).
     """
     layers: dict[str, tuple[str, int]] = {}
     for name, module in network.named_modules():
@@ -267,19 +310,24 @@ def heads(network: PromptIR, mask: Mask, bank: Bank) -> pd.DataFrame:
             layers[name] = f"{name}.project_out.weight", module.heads
         elif isinstance(module, Prompt):
             layers[name] = f"{name}.conv3x3.weight", 1
-    rows = []
-    for sample in _first(bank):
-        network.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            given, target = _middle(sample.degraded, PATCH, 8), _middle(sample.target, PATCH, 8)
-            (network(given) - target).abs().mean().backward()
-        for layer, (name, count) in layers.items():
-            weight = network.get_parameter(name)
-            gates = -(weight.detach() * weight.grad).flatten(2).sum((0, 2)).unflatten(0, (count, -1)).sum(1)
-            keep = mask[name].flatten(2).unflatten(1, (count, -1)).double().mean((0, 2, 3))
-            values = zip(keep.tolist(), gates.tolist(), strict=True)
-            rows += [(layer, head, density, sample.task, rise) for head, (density, rise) in enumerate(values)]
-    network.zero_grad(set_to_none=True)
+    pairs = {
+        sample.task: [_middle(image, PATCH, 8) for image in (sample.degraded, sample.target)] for sample in _first(bank)
+    }
+
+    def errors() -> dict[str, float]:
+        return {task: (network(given) - target).abs().mean().item() for task, (given, target) in pairs.items()}
+
+    whole, rows = errors(), []
+    for layer, (name, count) in layers.items():
+        weight = network.get_parameter(name)
+        gates = weight.unflatten(1, (count, -1))
+        densities = mask[name].flatten(2).unflatten(1, (count, -1)).double().mean((0, 2, 3)).tolist()
+        for head, density in enumerate(densities):
+            kept = gates[:, head].clone()
+            gates[:, head] = 0
+            off = errors() if kept.any() else whole
+            gates[:, head] = kept
+            rows += [(layer, head, density, task, whole[task], off[task]) for task in pairs]
     return pd.DataFrame(rows, columns=[name for name in TABLES["heads"] if name != "round"])
 
 
@@ -353,9 +401,21 @@ def panels(found: pd.DataFrame, setting: str) -> list[tuple[str, Path, int]]:
 
 
 def _recorded(folder: Path) -> list[int]:
-    """The rounds that the tables are about."""
+    """The rounds that the tables are about; none, if an earlier version made them."""
     path = folder / "survivors.csv"
-    return sorted(pd.read_csv(path)["round"].unique().tolist()) if path.is_file() else []
+    there = path.is_file() and not _is_outdated(folder)
+    return sorted(pd.read_csv(path)["round"].unique().tolist()) if there else []
+
+
+def _is_outdated(folder: Path) -> bool:
+    """Whether the tables of a run lack columns that they have by now."""
+    paths = [folder / f"{name}.csv" for name in TABLES]
+    return any(path.is_file() and not {*TABLES[path.stem]} <= {*pd.read_csv(path, nrows=0)} for path in paths)
+
+
+def _of_reference(folder: Path) -> bool:
+    """Whether a run lies among the records that come with the code, or were kept like those."""
+    return is_reference(folder.resolve().parents[3])
 
 
 def _pictured(folder: Path, rounds: Iterable[int]) -> bool:

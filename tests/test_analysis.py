@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -5,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mirl_study import Mask, SettingsError, analysis, build_network
+from mirl_study import Mask, SettingsError, analysis, build_network, criteria, sentences
 from mirl_study.analysis import RUN
-from mirl_study.effective import effective
+from mirl_study.effective import classes
 from mirl_study.settings import LOTTERY, METHODS, PRESETS
 
 KINDS = {"level.0.attn.qkv.weight": "qkv", "up4_3.body.0.weight": "resample", "output.weight": "output"}
@@ -76,9 +77,10 @@ def test_three_denominators(smoke_results):
     facts = json.loads((run.folder / "round02" / "round.json").read_text())
     assert counts.left[2] == facts["parameters"] and counts.of_trainable[0] == 1
     assert counts.kept[2] == masks[2].kept and counts.of_prunable[2] == facts["density"]
-    live = effective(masks[2], run.settings.network)
-    assert counts.effective[2] == live.kept and counts.idle[2] == 1 - live.kept / masks[2].kept
-    units = [keep.flatten(1).any(1) for keep in live.values()]
+    parts = classes(masks[2], run.settings.network)
+    assert counts.effective[2] == parts["effective"].kept and counts.idle[2] == parts["idle"].kept / masks[2].kept
+    assert counts.of_used[2] == sum(parts[kind].kept for kind in parts if kind != "idle") / masks[2].size
+    units = [(keep & ~parts["idle"][name]).flatten(1).any(1) for name, keep in masks[2].items()]
     assert counts.dead[2] == sum(int((~works).sum()) for works in units) and counts.dead[0] == 0
 
 
@@ -272,3 +274,16 @@ def test_initial_size_is_a_rank_correlation_over_layers():
     sizes = analysis.initial_size(pd.DataFrame(rows))
     assert sizes.layers.tolist() == [3, 3, 3]
     assert sizes.rank_correlation.tolist()[:2] == pytest.approx([-1, 1]) and pd.isna(sizes.rank_correlation[2])
+
+
+def test_what_never_runs_at_the_start():
+    network = PRESETS["pico"]
+    table = analysis.unused_at_start(network, [2], rate=0.5).set_index("round")
+    start = build_network(dataclasses.replace(network, unused=True))
+    whole = Mask.dense(start, unused=True)
+    never = {name for name, kind in analysis.kinds(start.settings).items() if kind == "unused"}
+    assert table.unused[0] == sum(whole[name].numel() for name in never) and table.kept[0] == whole.size
+    scores = {name: start.get_parameter(name).detach().abs() for name in whole}
+    mask = criteria.prune(whole, scores, 0.75)
+    assert abs(table.unused[2] - sum(int(mask[name].sum()) for name in never)) <= 1
+    assert "layer-wise they stay that share" in sentences.of_unused(table.reset_index())

@@ -582,6 +582,7 @@ def test_params_prints_every_method_and_round_and_writes_the_same_numbers(tmp_pa
     assert [row.split()[0] for row in rows] == ["dense", *METHODS[1:5], *["MIR-L-LW"] * 2, *["MIR-L-G"] * 2]
     assert [f"{left:,}" in row for left, row in zip(wanted.parameters, rows, strict=True)] == [True] * 9
     assert out.splitlines()[-1] == str(path) and counts.in_words(wanted, settings)[0] in out
+    assert "the convolutions that never run are " in out and "of the ticket of round 2" in out
     assert path.read_text() == wanted.to_csv(index=False)
     assert [file.name for file in path.parent.iterdir()] == ["params.csv"]
 
@@ -590,6 +591,7 @@ def test_params_prints_every_method_and_round_and_writes_the_same_numbers(tmp_pa
     ("words", "expected"),
     [
         (("--preset", "papr"), "preset='papr' is not one of paper, small, nano, pico (did you mean 'paper'?)"),
+        (("--preset", "laptop"), "preset='laptop' is a profile; its network is --preset nano"),
         (("--protocol", "relased"), "did you mean 'released'"),
         (("--rate", "1.5"), "rate=1.5"),
         (("--rounds", "0"), "rounds=0"),

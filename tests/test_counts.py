@@ -136,6 +136,15 @@ def test_published_numbers_stand_at_the_nearest_round_and_words_say_what_differs
     assert "0.2M" in counts.as_text(frame)
 
 
+def test_no_published_ticket_stands_at_a_round_that_is_far_from_it(monkeypatch):
+    monkeypatch.setattr(counts, "PRESETS", {"paper": PRESETS["nano"]})
+    run = settings(rounds=1)
+    table = pd.DataFrame({"method": ["PromptIR", *ONE_SHOT, *LOTTERY], "trainable_parameters": 10**5})
+    monkeypatch.setattr(counts, "published", lambda: table)
+    frame = counts.parameters(run)
+    assert frame[frame.method.isin(LOTTERY)].published.isna().all() and frame.published.notna().sum() == 5
+
+
 def test_another_network_has_nothing_to_compare():
     run = settings("pico", rounds=2, protocol="sound")
     frame = counts.parameters(run)

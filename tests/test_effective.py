@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks import plain
 from mirl_study import Mask, build_network
-from mirl_study.effective import effective, probe, random_values
+from mirl_study.effective import CLASSES, classes, effective, probe, random_values
 from mirl_study.network import Norm, describe
 from mirl_study.settings import PRESETS, NetworkSettings
 
@@ -86,6 +86,52 @@ def test_propagation_agrees_with_the_gradient(density, seed, norms, two, emptied
     assert apart == {}
 
 
+def output(mask: Mask, network: NetworkSettings, keep: Mask, times: Mask | None = None) -> torch.Tensor:
+    """What a network with random values under a mask returns, in float64, when only ``keep`` of it stays."""
+    generator = torch.Generator().manual_seed(0)
+    model = build_network(network).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_values(parameter, mask.get(name), generator))
+            if name in mask:
+                parameter.mul_(keep[name])
+            if times and name in times:
+                parameter.mul_(1 + 2 * times[name])
+        return model(torch.rand(1, 3, 32, 32, generator=generator, dtype=torch.float64))
+
+
+def without(mask: Mask, part: Mask) -> Mask:
+    return Mask({name: keep & ~part[name] for name, keep in mask.items()})
+
+
+@given(
+    density=st.sampled_from([0.04, 0.1, 0.2, 0.4, 0.8, 1.0]),
+    seed=st.integers(0, 10**6),
+    norms=st.booleans(),
+    two=st.booleans(),
+    emptied=st.lists(st.sampled_from(LAYERS), max_size=2),
+)
+@settings(max_examples=25, deadline=None)
+def test_idle_weights_can_be_removed_and_the_others_are_what_they_are_called(density, seed, norms, two, emptied):
+    network = TWO_HEADS if two else PICO
+    mask = random_mask(dense(network, norms), density, seed, tuple(emptied))
+    parts = classes(mask, network)
+    assert sum(part.kept for part in parts.values()) == mask.kept and all(part <= mask for part in parts.values())
+    whole = output(mask, network, mask)
+    torch.testing.assert_close(output(mask, network, without(mask, parts["idle"])), whole, rtol=0, atol=1e-10)
+    scaled = output(mask, network, mask, times=parts["sign_only"])
+    torch.testing.assert_close(scaled, whole, rtol=0, atol=1e-10)
+    assert probe(mask, network) <= parts["effective"] | parts["constant"]
+
+
+@pytest.mark.parametrize("kind", ["effective", "sign_only", "constant"])
+def test_without_weights_that_are_not_idle_the_output_is_another(kind):
+    mask = random_mask(dense(), 0.2, 1, ("down3_4",))
+    part = classes(mask, PICO)[kind]
+    assert list(classes(mask, PICO)) == list(CLASSES) and part.kept
+    assert (output(mask, PICO, without(mask, part)) - output(mask, PICO, mask)).abs().max() > 1e-3
+
+
 def kept_by_stage(mask: Mask) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, keep in mask.items():
@@ -132,6 +178,7 @@ def test_a_weight_that_is_alone_in_feeding_a_query_sets_only_its_sign():
     mask = Mask({**whole, name: keep})
     found = effective(mask, PICO)[name]
     assert not found[0, 0] and found[8, 0] and found[1].all()
+    assert classes(mask, PICO)["sign_only"][name].nonzero().tolist() == [[0, 0, 0, 0]]
     assert not probe(mask, PICO)[name][0, 0]
 
 

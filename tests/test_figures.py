@@ -94,7 +94,7 @@ def test_curves_have_units_and_chance(study, smoke_results):
     assert "share of the weights of round 0" in figure.axes[0].get_ylabel()
     assert {"all prunable", "qkv", "output"} <= set(texts(figure))
     axis = figures.overlap_curves(similarity.over_rounds(*masks.values())).axes[0]
-    assert [line.get_ydata()[0] for line in axis.lines] == [1, 1]
+    assert [line.get_ydata()[0] for line in axis.lines] == [1, 1, 1]
 
 
 def test_restoration_panels_carry_scores_and_errors():
@@ -131,6 +131,8 @@ def test_similarity_matrix_writes_iou_and_chance():
     axis = figures.similarity_matrix(pd.DataFrame(rows, columns=["a", "b", "iou", "chance"])).axes[0]
     assert [text.get_text() for text in axis.texts] == ["same", "0.500\n(0.250)", "0.500\n(0.250)", "same"]
     assert axis.images[0].get_array()[0, 1] == 0.25
+    more = pd.DataFrame([(*row, 0.4) for row in rows], columns=["a", "b", "iou", "chance", "initial"])
+    assert figures.similarity_matrix(more).axes[0].texts[1].get_text() == "0.500\n(0.250 | 0.400)"
 
 
 def test_quality_is_drawn_against_every_cost(study, smoke_results):
@@ -167,6 +169,9 @@ def test_levels_denominators_and_what_weights_tell_are_drawn(study, smoke_result
     means = prompts[prompts.prompt == "prompt1"].groupby(["task", "component"]).weight.mean()
     assert axis.images[0].get_array()[0, 0] == pytest.approx(means["derain", 0])
     heads = trained.gather(found, "heads").query("method == 'dense'")
+    assert axis.images[0].get_clim() == (0, 1)
+    old = stayed[stayed.part == "all"]
+    assert "kept, all kinds" in texts(figures.survivors_figure(old)), "a table of an earlier version"
     labels = [label.get_text() for label in figures.heads_figure(heads).axes[0].get_yticklabels()]
     assert labels == list(dict.fromkeys(heads.layer)) and "prompt3" in labels
 

@@ -140,28 +140,22 @@ def test_sentences_say_what_happened():
     scores = made_up(chain("MIR-L-G", [25, 25.2, 24.95, 24.5]), chain("MIR-L-LW", [25, 25.3, 24, 20]))
     text = said(scores, empty=[("derain", "MIR-L-LW", 0, 3, "output", 0)])
     assert "dense network is 5.00 dB above its input (seed 0; one seed: no spread is known)" in text
-    assert (
-        "MIR-L-G, on the mean of the families, stays within 0.1 dB of its dense network, or above, up to round 2"
-        in text
-    )
-    assert "(density 64.0%)" in text
-    assert "MIR-L-G: no layer emptied in its 3 rounds" in text
+    near = "MIR-L-G, on the mean of the families, is within 0.1 dB of its dense network, or above, in rounds 1 to 2"
+    assert f"{near} (density 64.0% in the last of them); seed 0 alone." in text
+    assert "MIR-L-G: no layer lost all its weights in its 3 rounds" in text
     assert "MIR-L-LW: the first layer emptied in round 3, output (seed 0)." in text
     assert "MIR-L-G: in none of its rounds is the network the identity" in text
     assert re.search(r"MIR-L-LW: the network is the identity .* from round 3 on with seed 0", text)
     assert "From round 2 on, to the last common one, 3, MIR-L-G is above MIR-L-LW" in text
     assert "by 0.95 to 4.50 dB" in text
     wider = said(scores, margin=0.6)
-    assert "MIR-L-G, on the mean of the families, is never more than 0.6 dB below its dense network" in wider
+    assert "is within 0.6 dB of its dense network, or above, in every round, 1 to 3 (density 51.2%" in wider
 
 
 def test_sentences_say_what_did_not_happen():
     scores = made_up(chain("MIR-L-G", [25, 24, 26, 24]), chain("MIR-L-LW", [25, 24.5, 25, 24.5]))
     text = said(scores)
-    assert (
-        "MIR-L-G, on the mean of the families, is more than 0.1 dB below its dense network in round 1 already" in text
-    )
-    assert "; it is within 0.1 dB of it, or above, only in round 2; seed 0 alone" in text
+    assert "within 0.1 dB of its dense network, or above, in round 2 (density 64.0% in the last of them)" in text
     assert "There is no round from which on MIR-L-G stays above MIR-L-LW" in text
     assert "above in round 2 only; in the last common one, 3, the difference is −0.50 dB" in text
 
@@ -172,7 +166,7 @@ def test_sentences_over_seeds_name_each():
     )
     text = said(scores)
     assert "mean of 2 seeds; +5.00 to +5.00 dB" in text
-    assert "mean of 2 seeds (seed 0 up to round 2, seed 1 in none)" in text
+    assert "mean of 2 seeds (seed 0 in every round, 1 to 2, seed 1 in none of its rounds)" in text
 
 
 def test_rows_are_the_round_nearest_to_the_paper_and_the_headline():
@@ -304,17 +298,52 @@ def test_records_alone_give_the_same_page(smoke_results, page, tmp_path, monkeyp
 def test_sentences_on_masks_are_of_the_frames():
     counts = pd.DataFrame(
         {"setting": "derain", "method": "MIR-L-G", "seed": [0, 1], "round": 3, "idle": [0.1, 0.3], "of_prunable": 0.5}
-        | {"of_effective": 0.4, "of_trainable": 0.6, "dead": 1, "units": 4}
+        | {
+            "kept": 10,
+            "effective": [6, 4],
+            "sign_only": [2, 3],
+            "constant": [1, 0],
+            "of_effective": 0.4,
+            "of_trainable": 0.6,
+            "dead": 1,
+            "units": 4,
+        }
     )
     pairs = [("seed", "derain, MIR-L-G, 0", "derain, MIR-L-G, 1", 3, 0.2, 0.21, -1.5)]
     chains = pd.DataFrame(pairs, columns=["differ", "a", "b", "round", "iou", "chance", "z"])
     stayed = pd.DataFrame(columns=["setting", "method", "seed", *trained.TABLES["survivors"]])
     unused = pd.DataFrame({"method": "MIR-L-G", "seed": [0], "round": 3, "share": 0.25, "density": 0.9, "others": 0.1})
     text = "\n".join(sentences.of_masks(counts, chains, stayed, unused, "derain", 3))
-    assert "MIR-L-G, round 3: 20.0% of the kept weights are idle (10.0% to 30.0%)" in text
+    assert "MIR-L-G, round 3: of the kept weights 50.0% (40.0% to 60.0%) are effective" in text
+    assert "25.0% (20.0% to 30.0%) set but a sign" in text and "5.0% (0.0% to 10.0%) carry a constant" in text
+    assert "and 20.0% (10.0% to 30.0%) are idle: without them the output is the same" in text
     assert "40.0% by those that are effective" in text and "25.0% of the units are dead (seeds 0, 1)" in text
+    assert "MIR-L-G, two seeds (other initial values, other order): in round 3 their masks" in text
     assert "IoU of 0.200, by chance 0.210 (mean of 1 pair); the number of shared weights is −1.5 standard" in text
     assert "25.0% of what is kept lies in convolutions that never run; they are 90.0% full, the others 10.0%" in text
+
+
+def test_what_survives_is_told_of_effective_weights_first():
+    rows = [("all", 10, 0.8, 0.99), ("effective", 2, 0.6, 0.5), ("rest", 8, 0.9, 1.0)]
+    last = pd.DataFrame(rows, columns=["part", "kept", "rank", "same_sign"]).assign(seed=0).rename_axis("x")
+    last["round"] = 3
+    text = sentences._survived(last, "MIR-L-G")
+    assert text.index("the effective weights (2 on average)") < text.index("those that are not (8 on average)")
+    assert "60% of their tensor, and 50.0% of them have the sign" in text and "99.0%" not in text
+    assert "the idle ones included" in sentences._survived(last[last.part == "all"], "MIR-L-G")
+
+
+def test_a_component_of_its_own_is_above_all_images_of_others():
+    rows = [
+        ("dense", 0, 0, "prompt1", task, name, component, weight if component else 1 - weight)
+        for task, weights in {"derain": (0.7, 0.8), "dehaze": (0.4, 0.5), "denoise25": (0.2, 0.6)}.items()
+        for name, weight in zip("ab", weights, strict=True)
+        for component in (0, 1)
+    ]
+    columns = ["method", "seed", "round", "prompt", "task", "name", "component", "weight"]
+    (text,) = sentences.of_prompts(pd.DataFrame(rows, columns=columns), 3)
+    assert "derain has component 1 of prompt1 (seed 0)." in text and "dehaze has" not in text
+    assert "differ by at most 0.35 in a component's weight (0.5 each" in text
 
 
 def test_nothing_at_all_is_one_line(tmp_path):
@@ -333,12 +362,47 @@ def test_a_second_report_replaces_the_first(smoke_results, tmp_path, monkeypatch
     assert not stale.exists() and not list(page.parents[1].glob(".report*"))
 
 
+def test_the_report_of_a_reference_goes_elsewhere(smoke_results, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "draw", lambda *_: ([], []))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    root = copied(smoke_results, tmp_path / "reference")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    page = report.write(root, "smoke")
+    assert page.is_file() and page.is_relative_to(tmp_path / "elsewhere")
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
 def test_families_are_judged_one_by_one():
     lottery = pd.concat(
         [chain("MIR-L-G", values).query("task == 'mean'").assign(task=task) for task, values in FAMILY_CHAINS.items()]
     )
     text = sentences._by_family(lottery, "MIR-L-G", 0.1)
-    assert "derain up to round 2 (density 64.0%)" in text and "dehaze not even in round 1" in text
+    assert "derain in rounds 1 to 2 (density 64.0%); dehaze in rounds 2 to 3 (density 51.2%)" in text
+
+
+def test_families_that_the_dense_network_does_not_restore_are_named():
+    whole = chain("dense", [25.0]).query("task == 'mean'")
+    each = [whole.assign(task=task, psnr=20 + gain) for task, gain in (("derain", 0.05), ("dehaze", 5.0))]
+    text = sentences._gain(whole, pd.concat(each), 0.1)
+    assert "; by family: derain +0.05 dB; dehaze +5.00 dB. On derain it is within 0.1 dB of its input" in text
+
+
+def test_layers_without_an_effective_weight_are_told():
+    rows = [
+        (0, index, layer, effective)
+        for index, layer, effective in [
+            (0, "a", 4),
+            (0, "b", 4),
+            (0, "never", 0),
+            (1, "a", 2),
+            (1, "b", 0),
+            (1, "never", 0),
+        ]
+    ]
+    lives = pd.DataFrame(rows, columns=["seed", "round", "layer", "effective"])
+    text = sentences._ineffective(lives, "MIR-L-LW")
+    assert text.endswith("whatever they keep: first b, in round 1; in round 1 1 of 2 (seed 0).")
 
 
 FAMILY_CHAINS = {"derain": [25, 25.2, 24.95, 24.5], "dehaze": [25, 24, 25, 25]}

@@ -44,6 +44,19 @@ def test_chance_is_independence_in_each_layer():
     assert similarity.core({"a": a, "b": b})["expected"] == 5
 
 
+def test_masks_of_the_largest_initial_values_hold_each_other():
+    settings = load_settings("smoke")
+    whole = lottery.dense_mask(settings)
+    few, many = (
+        similarity.by_initial_size(settings, Mask({n: torch.rand(k.shape) < share for n, k in whole.items()}))
+        for share in (0.2, 0.5)
+    )
+    found = similarity.pair(similarity.pack(few), similarity.pack(many))
+    assert found["initial"] == pytest.approx(found["iou"]) and found["initial"] > found["chance"]
+    table = similarity.matrix({"a": few, "b": many, "c": few}, {"a": 0, "b": 0, "c": 1}).set_index(["a", "b"])
+    assert table.initial["a", "b"] == found["initial"] and pd.isna(table.initial["a", "c"])
+
+
 def test_the_deviation_is_that_of_shuffled_masks():
     generator = torch.Generator().manual_seed(0)
     one = Mask({"a.weight": torch.rand(300, generator=generator) < 0.2, "b.weight": torch.rand(900) < 0.6})
@@ -135,4 +148,6 @@ def test_the_mask_of_initial_sizes_keeps_as_many_in_each_layer_and_the_largest(s
 def test_chains_differ_in_one_thing(several):
     table = similarity.chains(several[1])
     assert set(table.differ) == {"method", "setting"} and set(table["round"]) == {1, 2}
-    assert len(table) == 4 and isinstance(table, pd.DataFrame)
+    assert len(table) == 4 and table.initial.notna().all()
+    words = sentences._alike(table[table.differ == "method"], 2)
+    assert len(words) == 1 and "than their initial values alone would make them" in words[0]

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -415,9 +416,9 @@ def test_out_of_a_run_and_back(capsys, smoke_results, tmp_path):
     folder = smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0"
     ticket, plain = tmp_path / NAME, tmp_path / "plain.safetensors"
     assert mirl(capsys, "export", folder, "--to", ticket) == (0, f"{ticket}\n", "")
-    for place in (ticket, folder):
+    for place, checks in ((ticket, 4), (folder, 8)):
         code, out, _ = mirl(capsys, "verify", place)
-        assert code == 0 and [line[:2] for line in out.splitlines()] == ["OK"] * 4
+        assert code == 0 and [line[:2] for line in out.splitlines()] == ["OK"] * checks
     assert mirl(capsys, "export", ticket, "--to", plain, "--rewound")[0] == 0
     start = Ticket.load(ticket).network(trained=False).state_dict()
     found = safetensors.torch.load_file(plain)
@@ -439,6 +440,65 @@ def test_verify_names_what_failed(capsys, tmp_path):
     assert code == 1 and out.startswith("FAIL") and "damaged, or altered" in out and "1 problem" in err
 
 
+def test_weights_are_no_ticket_and_the_way_out_is_named(capsys, smoke_results, tmp_path):
+    trained(made()).save(tmp_path / NAME)
+    assert f"give {NAME}" in mirl(capsys, "verify", beside(tmp_path / NAME, "weights"))[1]
+    folder = smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0"
+    assert "give the folder with its run.json" in mirl(capsys, "verify", folder / "round02/weights.safetensors")[1]
+
+
+def test_an_import_says_what_a_checkpoint_does_not_tell(capsys, smoke_results, tmp_path):
+    folder, checkpoint, back = smoke_results / "smoke/all_in_one/MIR-L-G/seed0", tmp_path / "a.ckpt", tmp_path / NAME
+    assert mirl(capsys, "export", folder, "--to", checkpoint, "--rewound")[0] == 0
+    code, out, _ = mirl(capsys, "import", checkpoint, "--to", back)
+    assert code == 0 and "knows no seed, start, rules or scores" in out and "LayerNorm gains count as prunable" in out
+    assert "those of the checkpoint, trained or not, sha256" in mirl(capsys, "show", back)[1]
+
+
+def change_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def scaled(path: Path) -> None:
+    values = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: 2 * value for name, value in values.items()}, path)
+
+
+def other_scores(path: Path) -> None:
+    pd.read_csv(path).assign(psnr=50.0).to_csv(path, index=False)
+
+
+CHANGES = {  # of a run folder whose round 2 was finished: what is changed, what is said
+    "mask of another round": (lambda f: shutil.copy(f / "round01/mask.npz", f / "round02"), "mask: kept is "),
+    "as many, elsewhere": (
+        lambda f: Mask.load(f / "round02/mask.npz").shuffled(torch.Generator()).save(f / "round02/mask.npz"),
+        "mask: has sha256",
+    ),
+    "metrics": (lambda f: other_scores(f / "round02/metrics.csv"), "metrics.csv: has sha256"),
+    "density": (lambda f: change_json(f / "round02/round.json", lambda c: c.update(density=0.5)), "and 0.5 in round"),
+    "weights": (lambda f: scaled(f / "round02/weights.safetensors"), "weights.safetensors: has sha256"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_holds_a_run_folder_to_its_record(capsys, smoke_results, tmp_path, change):
+    folder = shutil.copytree(smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0", tmp_path / "seed0")
+    damage, words = CHANGES[change]
+    damage(folder)
+    code, out, err = mirl(capsys, "verify", folder)
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert code == 1 and any(words in line for line in failed) and "problem" in err
+
+
+def test_a_record_without_hashes_says_so(capsys, smoke_results, tmp_path):
+    folder = shutil.copytree(smoke_results / "smoke" / "all_in_one" / "MIR-L-G" / "seed0", tmp_path / "seed0")
+    change_json(folder / "round02/round.json", lambda content: content.pop("sha256"))
+    code, out, _ = mirl(capsys, "verify", folder)
+    assert code == 0 and out.count("--   no hash on record: ") == 3 and "mask: kept, prunable, density" in out
+
+
 MISTAKES = [
     (["show", "{tmp}/nothing"], "does not exist"),
     (["verify", "{tmp}/nothing"], "does not exist"),
@@ -451,9 +511,11 @@ MISTAKES = [
     (["export", "{run}", "--to", "{tmp}/x", "--format", "ticket"], "ends in .ticket.safetensors is wanted"),
     (["export", "{run}", "--to", "{tmp}/x.ticket.safetensors", "--rewound"], "a ticket gives both networks"),
     (["export", "{ticket}", "--to", "{tmp}/x.ckpt"], "trained weights of this ticket were not kept"),
+    (["export", "{run}", "--round", 1, "--to", "{tmp}/x.ckpt"], "not kept (those of rounds: 2); --rewound writes"),
+    (["import", "{ticket}", "--to", "{tmp}/x.ticket.safetensors"], "is a ticket already: mirl ticket show"),
     (["export", "{run}", "--to", "{ticket}/x.ckpt"], "cannot be written"),
     (["export", "{run}", "--to", "{ticket}"], "exists already"),
-    (["import", "{ticket}", "--to", "{tmp}/x.ckpt"], "ends in .ticket.safetensors is wanted"),
+    (["import", "{ckpt}", "--to", "{tmp}/x.ckpt"], "ends in .ticket.safetensors is wanted"),
     (["import", "{tmp}/none.ckpt", "--to", "{tmp}/x.ticket.safetensors"], "cannot be read: No such file"),
     (["import", "{ckpt}", "--to", "{tmp}/x.ticket.safetensors", "--setting", "rain"], "did you mean 'derain'"),
 ]

@@ -55,9 +55,14 @@ def test_survivors_of_known_weights():
         now.get_parameter(name).copy_(-2 * start.get_parameter(name))
     keep = torch.zeros(108, dtype=torch.bool)
     keep[-10:] = True
-    rows = trained.survivors(start, now, Mask({name: keep.view(4, 3, 3, 3)})).set_index("kind")
-    row = rows.loc["embed"]
-    assert (row.weights, row.kept, row.same_sign) == (108, 10, 0) and row.equals(rows.loc["all"])
+    live = keep.clone()
+    live[-10:-6] = False
+    masks = [Mask({name: chosen.view(4, 3, 3, 3)}) for chosen in (keep, live)]
+    rows = trained.survivors(start, now, *masks).set_index(["part", "kind"])
+    row = rows.loc["all", "embed"]
+    assert (row.weights, row.kept, row.same_sign) == (108, 10, 0) and row.equals(rows.loc["all", "all"])
+    assert rows.kept["effective", "all"] == 6 and rows.kept["rest", "embed"] == 4
+    assert rows["rank"]["effective", "all"] > row["rank"] > rows["rank"]["rest", "all"]
     assert row["rank"] == pytest.approx(np.arange(98, 108).mean() / 107) and row.order == pytest.approx(1)
     assert row.trained == pytest.approx(2 * row.initial_kept) and row.initial == pytest.approx(0.545, abs=1e-3)
 
@@ -74,7 +79,10 @@ def test_the_order_of_known_weights():
     keep[-4:] = True
     shape = second.get_parameter(name).shape
     masks = {0: Mask({name: torch.ones(shape, dtype=torch.bool)}), 3: Mask({name: keep.view(shape)})}
-    rows = trained.ranking({-1: first, 0: first, 3: second}, masks).set_index(["before", "after"])
+    live = masks | {3: Mask({name: (keep & (torch.arange(size) % 2 == 0)).view(shape)})}
+    table = trained.ranking({-1: first, 0: first, 3: second}, masks, live)
+    assert table[table.after == 3].weights.tolist() == [4, 2, 2] * 2
+    rows = table[table.part == "all"].set_index(["before", "after"])
     assert rows.loc[(0, 3), ["weights", "kept", "top"]].tolist() == [4, 4, 1]
     assert rows.order[0, 3] == pytest.approx(-1) and rows.order[-1, 0] == pytest.approx(1)
     assert rows.chance[0, 3] == 4 / size and list(rows.index) == [(-1, 0), (-1, 3), (0, 3)]
@@ -97,35 +105,42 @@ def test_a_head_that_gives_nothing_matters_to_no_task(bank):
     mask = Mask.dense(network)
     with torch.no_grad():
         network.latent[0].attn.project_out.weight.zero_()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     rows = trained.heads(network, mask, bank).set_index("layer")
-    assert (rows.rise["latent.0.attn"] == 0).all() and (rows.rise["refinement.0.attn"] != 0).all()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    rise = rows.off - rows.error
+    assert (rise["latent.0.attn"] == 0).all() and (rise["refinement.0.attn"] != 0).all()
     assert (rows.density == 1).all() and set(rows.task) == set(load_settings("smoke").tasks)
 
 
-def test_the_rise_is_the_derivative_by_a_gate(bank):
-    network = build_network("pico", 0).double()
-    mask, name = Mask.dense(network), "refinement.0.attn"
+def test_off_is_the_error_without_the_head(bank):
+    network, name = build_network("pico", 0), "refinement.0.attn"
+    rows = trained.heads(network, Mask.dense(network), bank)
     sample = trained._first(bank)[0]
+    with torch.no_grad():
+        network.get_parameter(f"{name}.project_out.weight").zero_()
+        given, target = (trained._middle(image, 128, 8) for image in (sample.degraded, sample.target))
+        wanted = (network(given) - target).abs().mean().item()
+    assert rows[(rows.layer == name) & (rows.task == sample.task)].off.item() == pytest.approx(wanted)
 
-    def loss(gate: float) -> float:
-        with torch.no_grad():
-            weight = network.get_parameter(f"{name}.project_out.weight")
-            kept = weight.clone()
-            weight.mul_(gate)
-            given, target = (trained._middle(image, 128, 8).double() for image in (sample.degraded, sample.target))
-            value = (network(given) - target).abs().mean().item()
-            weight.copy_(kept)
-        return value
 
-    class Doubled:
-        pixels = bank.pixels
-
-        def samples(self):
-            return (s._replace(degraded=s.degraded.double(), target=s.target.double()) for s in bank.samples())
-
-    rows = trained.heads(network, mask, Doubled())
-    rise = rows[(rows.layer == name) & (rows.task == sample.task)].rise.item()
-    assert rise == pytest.approx(-(loss(1 + 1e-5) - loss(1 - 1e-5)) / 2e-5, rel=1e-3)
+def test_tables_of_an_earlier_version_are_read_and_made_anew(found, root, tmp_path, bank):
+    ignore = shutil.ignore_patterns("report")
+    shutil.copytree(root / "smoke", tmp_path / "reference" / "smoke", ignore=ignore)
+    folder = tmp_path / "reference/smoke/all_in_one/MIR-L-G/seed0"
+    for name in ("survivors", "ranking"):
+        path = folder / f"{name}.csv"
+        pd.read_csv(path).query("part == 'all'").drop(columns="part").to_csv(path, index=False)
+    heads = pd.read_csv(folder / "heads.csv").drop(columns=["error", "off"]).assign(rise=0.1)
+    heads.to_csv(folder / "heads.csv", index=False)
+    old = analysis.runs("smoke", tmp_path / "reference")
+    assert "an earlier version recorded all_in_one, MIR-L-G, seed 0: " in trained.outdated(old)
+    assert trained.gather(old, "survivors").query("method == 'MIR-L-G'").part.unique().tolist() == ["all"]
+    assert trained.gather(old, "heads").query("method == 'MIR-L-G'").off.isna().all()
+    assert not trained.record(folder, bank), "nobody but `mirl reference` writes there"
+    (tmp_path / "reference").rename(tmp_path / "mine")
+    assert trained.record(tmp_path / "mine/smoke/all_in_one/MIR-L-G/seed0", bank)
+    assert trained.outdated(analysis.runs("smoke", tmp_path / "mine")) == ""
 
 
 def test_pictures_are_read_with_the_scores_of_the_records(found):

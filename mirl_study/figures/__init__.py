@@ -13,13 +13,14 @@ from mirl_study.figures.masks import (
     similarity_matrix,
     survival_curves,
 )
-from mirl_study.figures.scores import figure1, quality_figure
+from mirl_study.figures.scores import baselines_below, figure1, quality_figure
 from mirl_study.figures.style import MARKS, count, save
 from mirl_study.figures.weights import heads_figure, prompts_figure, ranking_figure, survivors_figure
 
 __all__ = [
     "MARKS",
     "barrier_figure",
+    "baselines_below",
     "controls_figure",
     "count",
     "denominators_figure",

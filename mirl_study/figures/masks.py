@@ -134,7 +134,7 @@ def survival_curves(survival: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def overlap_curves(overlap: pd.DataFrame, title: str = "global against layer-wise") -> Figure:
-    """How much two chains of masks share, and what chance alone would give.
+    """How much two chains of masks share, and what chance, or their common initial values, would give.
 
     Args:
         overlap: what ``similarity.over_rounds`` returned.
@@ -144,6 +144,8 @@ def overlap_curves(overlap: pd.DataFrame, title: str = "global against layer-wis
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axis = figure.subplots()
         axis.plot(overlap["round"], overlap.iou, color=COLORS[0], marker="o", lw=2, label="these masks")
+        initial = "the largest initial values (as many kept in each layer)"
+        axis.plot(overlap["round"], overlap.initial, color=COLORS[2], marker="^", ms=6, linestyle=":", label=initial)
         chance = "chance (as many kept in each layer)"
         axis.plot(overlap["round"], overlap.chance, color="0.35", marker="D", ms=5, linestyle="--", label=chance)
         axis.set(xlabel="round", ylabel="IoU (kept by both / by either)", ylim=(0, 1.03), title=title)
@@ -196,10 +198,10 @@ def mosaic(
         masks: by round.
         layer: its name, without ``.weight``.
         rounds: which; up to six, spread over those up to the one in which the layer is empty, if not given.
-        live: what ``effective.effective`` returned, by round; kept weights that are not in it are drawn half bright.
+        live: what ``effective.effective`` returned, by round; kept weights that are not in it are drawn grey.
 
     Returns:
-        A panel a round: an output channel in one direction, its weights in the other; light is kept.
+        A panel a round: an output channel in one direction, its weights in the other; yellow is kept.
 
     Raises:
         SettingsError: for a layer or a round that is not there.
@@ -236,13 +238,17 @@ def mosaic(
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axis in axes[len(rounds) :]:
             axis.set_visible(False)
-        words = ("output channel", "weight of it")
+        words = ("output channel", "weights of the channel")
         axes[0].set_ylabel(words[1] if turned else words[0])
         for axis in axes[max(len(rounds) - columns, 0) : len(rounds)]:
             axis.set_xlabel(words[0] if turned else words[1])
-        key = "light: effective, grey: kept but idle, dark: pruned" if live else "light: kept, dark: pruned"
+        light = "yellow: effective, grey: kept, but not effective" if live else "yellow: kept"
+        key = f"{light}, dark blue: pruned"
         figure.suptitle(f"{layer} ({key})", fontsize=14)
     return figure
+
+
+MATRIX = ("a", "b", "iou", "chance", "initial")
 
 
 def similarity_matrix(matrix: pd.DataFrame, title: str = "") -> Figure:
@@ -253,24 +259,29 @@ def similarity_matrix(matrix: pd.DataFrame, title: str = "") -> Figure:
         title: of the figure.
 
     Returns:
-        A cell a pair: IoU, and in brackets that of masks with the same layer densities that know nothing of each other.
-        Colour is the difference of the two.
+        A cell a pair: IoU, and in brackets that of masks with the same layer densities that know nothing of each other;
+        where the two started from the same values, behind a bar, that of masks that keep the largest of these. Colour
+        is the difference from chance.
     """
-    labels = list(dict.fromkeys(matrix.a))
-    values = {name: matrix.pivot(index="a", columns="b", values=name).loc[labels, labels] for name in ("iou", "chance")}
+    labels, matrix = list(dict.fromkeys(matrix.a)), matrix.reindex(columns=[*MATRIX])
+    values = {
+        name: matrix.pivot(index="a", columns="b", values=name).loc[labels, labels]
+        for name in ("iou", "chance", "initial")
+    }
     excess = (values["iou"] - values["chance"]).to_numpy(copy=True)
     np.fill_diagonal(excess, np.nan)
     reach = max(np.nanmax(np.abs(excess), initial=0.0), 0.05)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        side = 1.15 * len(labels)
+        side = (1.15 if values["initial"].isna().all(axis=None) else 1.45) * len(labels)
         figure = Figure(figsize=(max(side, 3.5) + 4.2, max(0.62 * len(labels), 1.8) + 2.2), layout="constrained")
         axis = figure.subplots()
         colours = mpl.colormaps["PuOr_r"].with_extremes(bad="0.85")
         image = axis.imshow(excess, cmap=colours, vmin=-reach, vmax=reach, aspect="auto", interpolation="none")
         for row, a in enumerate(labels):
             for column, b in enumerate(labels):
-                iou, chance = values["iou"].loc[a, b], values["chance"].loc[a, b]
-                text = f"{iou:.3f}\n({chance:.3f})" if a != b else "same"
+                iou, chance, initial = (values[name].loc[a, b] for name in values)
+                beside = f"{chance:.3f}" + (f" | {initial:.3f}" if pd.notna(initial) else "")
+                text = f"{iou:.3f}\n({beside})" if a != b else "same"
                 strong = a != b and abs(excess[row, column]) > 0.6 * reach
                 axis.text(
                     column, row, text, ha="center", va="center", fontsize=10, color="white" if strong else "black"
@@ -283,43 +294,52 @@ def similarity_matrix(matrix: pd.DataFrame, title: str = "") -> Figure:
 
 
 def denominators_figure(counts: pd.DataFrame) -> Figure:
-    """How full a network is, by each of the three denominators of sparsity, and how many of its units are dead.
+    """How full a network is, by each denominator of sparsity, and how many of its units are dead.
 
     Args:
-        counts: what ``analysis.denominators`` returned, with ``method``; means over seeds are drawn.
+        counts: what ``analysis.denominators`` returned, with ``method`` and ``seed``.
 
     Returns:
-        A panel for the shares, and one for the dead units.
+        A panel for the shares, and one for the dead units: lines through means over seeds, a small mark a seed.
     """
-    ways = {
-        "of_trainable": ("left, of all parameters", "D", ":"),
-        "of_prunable": ("kept, of the prunable weights", "o", "-"),
-        "of_effective": ("effective, of the prunable weights", "^", "--"),
+    ways = {  # none of the colours of the methods
+        "of_trainable": ("left, of all parameters", "D", ":", "0.55"),
+        "of_prunable": ("kept, of the prunable weights", "s", "-", "black"),
+        "of_used": ("kept and not idle, of the prunable weights", "v", "-.", COLORS[9]),
+        "of_effective": ("effective, of the prunable weights", "^", "--", COLORS[2]),
     }
     methods = [method for method in MARKS if method in set(counts.method)]
+    dead = counts.assign(share=counts.dead / counts.units)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12.8, 5.6), layout="constrained")
+        figure = Figure(figsize=(12.8, 5.9), layout="constrained")
         axes = figure.subplots(1, len(methods) + 1)
         for axis, method in zip(axes, methods, strict=False):
-            own = counts[counts.method == method]
-            for place, (name, (label, marker, line)) in enumerate(ways.items()):
-                means = own[own[name] > 0].groupby("round")[name].mean()
-                style = {"color": COLORS[(7, 0, 1)[place]], "marker": marker, "linestyle": line}
-                axis.plot(means, **style, ms=5, mec="0.2", mew=0.5, lw=2, label=label)
-            axis.set(title=method, xlabel="round", yscale="log", ylim=(0.001, 1.15))
+            for name, (label, marker, line, color) in ways.items():
+                own = counts[(counts.method == method) & (counts[name] > 0)]
+                style = {"color": color, "marker": marker, "linestyle": line}
+                _by_seed(axis, own["round"], own[name], style, label)
+            axis.set(title=method, xlabel="round", yscale="log")
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        low = min(axis.get_ylim()[0] for axis in axes[:-1])
+        for axis in axes[:-1]:
+            axis.set_ylim(low, 1.3)
         axes[0].set_ylabel("share / % (log scale)")
-        dead = counts.assign(share=counts.dead / counts.units)
         for method in methods:
-            means = dead[dead.method == method].groupby("round").share.mean()
-            axes[-1].plot(100 * means, **MARKS[method], ms=5, mec="0.2", mew=0.5, lw=2, label=method)
-        axes[-1].set(title="dead units", xlabel="round", ylabel="units without an effective weight / %")
+            own = dead[dead.method == method]
+            _by_seed(axes[-1], own["round"], 100 * own.share, MARKS[method], method)
+        axes[-1].set(title="units that keep idle weights alone, or none", xlabel="round", ylabel="dead units / %")
         for axis in axes:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles = [line for axis in (axes[0], axes[-1]) for line in axis.get_legend_handles_labels()[0]]
         labels = [label for axis in (axes[0], axes[-1]) for label in axis.get_legend_handles_labels()[1]]
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
     return figure
+
+
+def _by_seed(axis: Axes, rounds: pd.Series, values: pd.Series, style: Mapping[str, Any], label: str) -> None:
+    """A line through the means over seeds, and a small mark for each seed."""
+    axis.plot(values.groupby(rounds).mean(), **style, ms=5.5, mec="0.2", mew=0.5, lw=2, label=label)
+    axis.plot(rounds, values, color=style["color"], marker=style["marker"], ms=2.5, mec="0.2", mew=0.3, linestyle="")
 
 
 def places_figure(places: pd.DataFrame, place: str = "level") -> Figure:

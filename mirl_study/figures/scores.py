@@ -66,13 +66,25 @@ def _curves(axis: Axes, points: pd.DataFrame, means: pd.DataFrame, collapse: pd.
     return _ticks(axis, means[means.method.isin([*LOTTERY, "dense"])])
 
 
+def baselines_below(scores: pd.DataFrame, setting: str = "all_in_one") -> bool:
+    """Whether a baseline lies so far below the curves of a panel of Figure 1 that an arrow stands for it."""
+    own = scores[scores.setting == setting]
+    return any((own[own.task == task].psnr < _floor(own[own.task == task])).any() for task in panels(own.task))
+
+
+def _floor(points: pd.DataFrame) -> float:
+    """The lowest PSNR that a panel shows."""
+    core = [*points[~points.method.isin(ONE_SHOT)].psnr, *points.input_psnr]
+    return min(core) - 0.45 * max(max(core) - min(core), 0.5)
+
+
 def _limits(axis: Axes, points: pd.DataFrame) -> None:
     """The curves fill the panel; a baseline far below them is an arrow with its value at the lower edge."""
-    core = [*points[~points.method.isin(ONE_SHOT)].psnr, *points.input_psnr]
-    span = max(max(core) - min(core), 0.5)
-    low = min(core) - 0.45 * span
+    low = _floor(points)
     if points.psnr.min() >= low:
         return
+    core = [*points[~points.method.isin(ONE_SHOT)].psnr, *points.input_psnr]
+    span = max(max(core) - min(core), 0.5)
     axis.set_ylim(low, max(*core, points.psnr.max()) + 0.07 * span)
     below = points[points.psnr < low].groupby("method").agg({"parameters": "first", "psnr": "mean"})
     levels: dict[float, int] = {}

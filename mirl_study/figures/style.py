@@ -12,6 +12,7 @@ from mirl_study.analysis import FAMILIES
 from mirl_study.store import atomic
 
 COLORS = sns.color_palette("colorblind")
+MANY = [*COLORS, "#222255", "#225522", "#663333"]  # as many as there are kinds of layers
 MARKS: dict[str, dict[str, Any]] = {  # a colour, a marker and a line style for each method
     "MIR-L-G": {"color": COLORS[0], "marker": "o", "linestyle": "-"},
     "MIR-L-LW": {"color": COLORS[1], "marker": "s", "linestyle": "--"},
@@ -78,7 +79,7 @@ def line_of(place: int) -> dict[str, Any]:
     """Returns a colour, a marker and a line style for the entry at some place of a list."""
     lines, marks = ["-", "--", ":", "-."], "os^vDPX*<>dph"
     return {
-        "color": COLORS[place % len(COLORS)],
+        "color": MANY[place % len(MANY)],
         "linestyle": lines[place % len(lines)],
         "marker": marks[place % len(marks)],
     }
