@@ -344,8 +344,8 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
 
     Executed notebooks, logs and the runs that are not finished stay behind. So do trained weights, but for those that
     the lab prunes and compares: of the dense network and the lotteries of each setting's smallest seed, as long as they
-    take no more than 20 MB. Where somebody's images lie on this machine does not matter to a reader: of a data folder
-    outside the project, only the name is kept.
+    take no more than 20 MB; and of each figure, the larger one of its two files. Where somebody's images lie on this
+    machine does not matter to a reader: of a data folder outside the project, only the name is kept.
 
     Args:
         profile: whose results.
@@ -380,7 +380,7 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
         if path.name in REFERENCE or path.suffix == ".png"
     ]
     files += _weights([run for run in runs if run.parents[2] == source])
-    files += [path for path in (source / "report").rglob("*") if path.is_file()]
+    files += [path for path in (source / "report").rglob("*") if path.is_file() and not _has_smaller_twin(path)]
     for path in files:
         content = path.read_bytes()
         for place, name in names.items():
@@ -391,6 +391,13 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return target, len(files)
+
+
+def _has_smaller_twin(path: Path) -> bool:
+    """Whether a figure is there in another format, which takes less room."""
+    others = [path.with_suffix(suffix) for suffix in (".svg", ".png") if suffix != path.suffix]
+    sizes = [other.stat().st_size for other in others if path.suffix in (".svg", ".png") and other.is_file()]
+    return any(size < path.stat().st_size for size in sizes)
 
 
 def _weights(runs: Sequence[Path]) -> list[Path]:

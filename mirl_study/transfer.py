@@ -129,10 +129,11 @@ def in_words(transfers: pd.DataFrame) -> list[str]:
             if apart.empty:
                 told.append(f"{name} scores {other.psnr.mean():.2f} dB; {to} has no ticket of its own to compare with.")
                 continue
-            each = f"{apart.min():+.2f} to {apart.max():+.2f} dB, " if len(apart) > 1 else ""
+            least, mean, most = (f"{x:+.2f}".replace("-", "−") for x in (apart.min(), apart.mean(), apart.max()))
+            each = f"{least} to {most} dB, " if len(apart) > 1 else ""
             told.append(
-                f"{name} is {apart.mean():+.2f} dB from the ticket that was found on {to} ({each}{len(apart)} "
-                f"seed{'s' if len(apart) > 1 else ''}).".replace("-", "−")
+                f"{name} is {mean} dB from the ticket that was found on {to} ({each}{len(apart)} "
+                f"seed{'s' if len(apart) > 1 else ''})."
             )
     return told
 

@@ -375,9 +375,11 @@ def test_the_reference_keeps_what_is_finished_without_logs(tmp_path, capsys):
     left = ["progress.json", "notebook.ipynb", "notebook.log"]
     where = "/home/somebody/images/fair"
     facts = json.dumps({"settings": {"data": where}})
-    for path in [*(done / name for name in kept + left), started / "run.json", tmp_path / "smoke/report/figures/a.svg"]:
+    figure = tmp_path / "smoke/report/figures/a.svg"
+    for path in [*(done / name for name in kept + left), started / "run.json", figure]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(facts)
+    figure.with_suffix(".png").write_text(2 * facts)  # the larger one of two files of a figure
     stale = tmp_path / "reference" / "smoke" / "stale.csv"
     stale.parent.mkdir(parents=True)
     stale.touch()
