@@ -63,6 +63,7 @@ def import_folder(
     seed: int = 0,
     validation: float = 0.1,
     task: str | None = None,
+    test_images: int = 0,
     rain_variants: int = 0,
     jpeg: bool = False,
     progress: bool = True,
@@ -73,10 +74,12 @@ def import_folder(
         source: holds data sets in any layout that ``layouts.find`` knows.
         target: must not exist; it appears when all is written.
         split: ``paper`` or ``leak_free`` (see SPLITS and ``splits.leak_free``).
-        fractions: by dataset, the share of its training images to draw; test images are never drawn from.
+        fractions: by dataset, the share of its training images to draw.
         seed: of all draws.
         validation: share of the training backgrounds of each task that is set aside.
         task: what images suffer in folders whose names do not tell.
+        test_images: how many of each set and task are drawn to be tested on, after the split; 0 is all of them, which
+            published scores are of.
         rain_variants: pairs to make of each training photograph with rain lifted from real training pairs.
         jpeg: whether to put the photographs for noise through an imitation of a social network, as images of the
             task ``jpeg``.
@@ -94,6 +97,8 @@ def import_folder(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise SettingsError(f"seed={seed!r} is not allowed: a whole number, 0 to {2**32 - 1}")
     splits.check_validation(validation)
+    if not isinstance(test_images, int) or isinstance(test_images, bool) or test_images < 0:
+        raise SettingsError(f"test_images={test_images!r} is not allowed: a whole number, 0 for all")
     check_new(target)
     if target.resolve().is_relative_to(source.resolve()):
         raise SettingsError(f"target {target}: lies inside the source {source}; name a folder outside")
@@ -106,6 +111,8 @@ def import_folder(
         items = [*items, *(web := _for_web(items))]
         notes += [] if web else ["jpeg: there are no photographs to put through a social network; nothing was made"]
     notes += _notes(drawn, items)
+    if test_images and (gone := len(items) - len(items := splits.at_most(items, test_images, seed))):
+        notes.append(f"{counted(gone, 'test image')} left out: at most {test_images} of each set and task stay")
     items = splits.validation(items, validation, seed)
     rain = {(pair.item.split, pair.item.name): pair for pair in splits.rain_pairs(items, rain_variants, seed)}
     if rain_variants and not rain:
@@ -120,6 +127,7 @@ def import_folder(
         writer.finish(_shares(found.items, fractions))
         made = {
             "Split": f"{split}: {SPLITS[split]}",
+            "Tested on": f"at most {test_images} images of each set and task" if test_images else "everything",
             "Drawn": ", ".join(f"{share:g} of {name}" for name, share in fractions.items()) or "everything",
             "Validation": f"{validation:g} of the training backgrounds of each task",
             "Seed": seed,

@@ -98,6 +98,25 @@ def validation(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     return [item._replace(split="val") if item.split == "train" and _scene(item) in aside else item for item in items]
 
 
+def at_most(items: Sequence[Item], most: int, seed: int) -> list[Item]:
+    """Keeps a few test images of each set and task. With the same seed, fewer are a part of more.
+
+    Args:
+        items: of all sets and splits.
+        most: test images that stay of each set and task, at least 1.
+        seed: of the draw.
+
+    Returns:
+        The items that remain, in their order; whatever is no test image stays.
+    """
+    pools: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        if item.split == "test":
+            pools.setdefault((item.dataset, item.task), []).append(item)
+    kept = {item for pool in pools.values() for item in sorted(pool, key=lambda item: _rank(seed, item.name))[:most]}
+    return [item for item in items if item.split != "test" or item in kept]
+
+
 def check_fraction(fraction: float, parameter: str = "fraction") -> None:
     """Raises SettingsError if this is no part of a set to draw; ``parameter`` is what the message calls it."""
     _check_share(parameter, fraction, 1.0, "more than 0, at most 1")

@@ -592,3 +592,8 @@ def check_sparsest(answer: str | None, densities: pd.DataFrame) -> str:
         return f"right: {answer} keeps {last[answer]:.2%} of its weights"
     sparser = int((last < last[answer]).sum())
     return f"{answer} keeps {last[answer]:.2%}; {sparser} layers keep less: sort by density"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Returns a number for reading, with its sign; a dash for a missing one."""
+    return "–" if pd.isna(value) else f"{value:+.{digits}f}".replace("-", "−")

@@ -93,6 +93,13 @@ def fetch(name: str, folder: Path | None) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of all draws.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the training scenes that is set aside.")
 @click.option("--task", metavar="NAME", help="What images suffer where folders do not say: derain, dehaze, ...")
+@click.option(
+    "--test-images",
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="At most so many of each set and task, drawn by seed, for a study in little time; 0 is all.",
+)
 @click.option("--rain-variants", default=0, show_default=True, help="Pairs to make of each photograph with real rain.")
 @click.option("--jpeg", is_flag=True, help="Also imitate a social network, for the task jpeg.")
 @_whole_or_not_at_all()
@@ -105,6 +112,7 @@ def import_(
     seed: int,
     validation: float,
     task: str | None,
+    test_images: int,
     rain_variants: int,
     jpeg: bool,
 ) -> None:
@@ -132,6 +140,7 @@ def import_(
         seed=seed,
         validation=validation,
         task=task,
+        test_images=test_images,
         rain_variants=rain_variants,
         jpeg=jpeg,
     )

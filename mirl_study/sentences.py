@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from mirl_study import analysis
-from mirl_study.analysis import IDENTITY
+from mirl_study.analysis import IDENTITY, signed
 from mirl_study.settings import LOTTERY
 from mirl_study.similarity import INITIAL
 
@@ -59,12 +59,12 @@ def _gain(dense: pd.DataFrame, families: pd.DataFrame, margin: float) -> str:
     gains = dense.psnr - dense.input_psnr
     side = "above" if gains.mean() >= 0 else "below"
     text = f"On the mean of the families, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
-    spread = f"mean of {len(gains)} seeds; {_signed(gains.min())} to {_signed(gains.max())} dB"
+    spread = f"mean of {len(gains)} seeds; {signed(gains.min())} to {signed(gains.max())} dB"
     alone = f"seed {dense.seed.iloc[0]}; one seed: no spread is known"
     text += f" ({alone if len(gains) == 1 else spread})"
     own = families.assign(gain=families.psnr - families.input_psnr).groupby("task", sort=False).gain
     if own.ngroups > 1:
-        each = [f"{task} {', '.join(map(_signed, seeds))} dB" for task, seeds in own]
+        each = [f"{task} {', '.join(map(signed, seeds))} dB" for task, seeds in own]
         text += f"; by family{' and seed' if len(gains) > 1 else ''}: {'; '.join(each)}"
     if flat := [task for task, seeds in own if abs(seeds.mean()) <= margin]:
         text += f". On {' and '.join(flat)} it is within {margin:g} dB of its input: to match it there shows little"
@@ -172,7 +172,7 @@ def _end(own: pd.DataFrame, method: str) -> str:
     """How far above its input the last round is, family by family."""
     last = own[(own["round"] == own["round"].max()) & own.task.isin(analysis.FAMILIES)]
     gains = (last.psnr - last.input_psnr).groupby(last.task, sort=False).mean()
-    parts = [f"{task} {_signed(gain)} dB" for task, gain in gains.items()]
+    parts = [f"{task} {signed(gain)} dB" for task, gain in gains.items()]
     return f"{method}: in its last round, {own['round'].max()}, it scores, against its input, {', '.join(parts)}."
 
 
@@ -213,7 +213,7 @@ def _above(own: pd.DataFrame) -> str:
     since, above = analysis.stays_above(mean)
     last, seeds = int(mean.index.max()), difference.shape[1]
     who = f"seed {difference.columns[0]} alone" if seeds == 1 else f"mean of {seeds} seeds"
-    count = f"it is above in {len(above)} of {len(mean)} rounds, {_signed(mean.mean())} dB on average"
+    count = f"it is above in {len(above)} of {len(mean)} rounds, {signed(mean.mean())} dB on average"
     if since is not None:
         part = mean.loc[since:]
         gap = f"by {part.min():.2f} to {part.max():.2f} dB" if len(part) > 1 else f"by {part.min():.2f} dB"
@@ -224,7 +224,7 @@ def _above(own: pd.DataFrame) -> str:
     some = f"it is above in {in_rounds(above)} only" if above else "it is above in no round"
     return (
         f"There is no round from which on MIR-L-G stays above MIR-L-LW on the mean of the families: {some}; "
-        f"in the last common one, {last}, the difference is {_signed(mean[last])} dB ({who}); in all, {count}."
+        f"in the last common one, {last}, the difference is {signed(mean[last])} dB ({who}); in all, {count}."
     )
 
 
@@ -239,10 +239,6 @@ def in_rounds(indices: Iterable[int]) -> str:
     texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in spans]
     joined = " and ".join(([", ".join(texts[:-1])] if texts[1:] else []) + texts[-1:])
     return f"round{'' if len(spans) == 1 and spans[0][0] == spans[0][1] else 's'} {joined}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _seeds(seeds: Iterable[int]) -> str:
@@ -425,7 +421,7 @@ def _alike(chains: pd.DataFrame, index: int) -> list[str]:
 
 def _shared(pairs: pd.DataFrame) -> str:
     """What pairs of masks share, beside chance, and how far that is from it."""
-    least, most = (f"{value:+.1f}".replace("-", "−") for value in (pairs.z.min(), pairs.z.max()))
+    least, most = (signed(value, 1) for value in (pairs.z.min(), pairs.z.max()))
     far = f"between {least} and {most}" if len(pairs) > 1 else least
     return (
         f"their masks have an IoU of {pairs.iou.mean():.3f}, by chance {pairs.chance.mean():.3f} (mean of "

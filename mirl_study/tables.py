@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mirl_study import analysis
+from mirl_study.analysis import signed
 from mirl_study.figures import count
 from mirl_study.sentences import counted
 from mirl_study.settings import LOTTERY, METHODS
@@ -105,7 +106,7 @@ def seeds_as_text(seeds: pd.DataFrame) -> pd.DataFrame:
     text = {"method": seeds.method, "round": seeds["round"].astype(str), "seed": seeds.seed.astype(str)}
     for name in (name.removesuffix("_psnr") for name in seeds if name.endswith("_psnr")):
         values = zip(seeds[f"{name}_psnr"], seeds[f"{name}_ssim"], seeds[f"{name}_delta"], strict=True)
-        text[name] = [f"{_cell(psnr, None, ssim)} ({_signed(delta)})" for psnr, ssim, delta in values]
+        text[name] = [f"{_cell(psnr, None, ssim)} ({signed(delta)})" for psnr, ssim, delta in values]
     text["parameters"] = seeds.parameters.map(count)
     return pd.DataFrame(text)
 
@@ -177,9 +178,7 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
         if f"{prefix}parameters" not in numbers:
             continue
         if not prefix and (last := [name for name in numbers if name.endswith("_delta")][-1:]):
-            text[group, "above dense / dB"] = numbers[last[0]].map(
-                lambda value: "–" if pd.isna(value) else _signed(value)
-            )
+            text[group, "above dense / dB"] = numbers[last[0]].map(signed)
         text[group, "parameters"] = numbers[f"{prefix}parameters"].map(
             lambda value: "–" if pd.isna(value) else count(value)
         )
@@ -260,7 +259,3 @@ def _write(
 
 def _tex(text: str) -> str:
     return text.replace("%", r"\%").replace("_", r"\_")
-
-
-def _signed(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:+.2f}".replace("-", "−")

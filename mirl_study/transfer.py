@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mirl_study.analysis import by_task, dense_folder, profile_folder, read_json
+from mirl_study.analysis import by_task, dense_folder, profile_folder, read_json, signed
 from mirl_study.comparison import build_network
 from mirl_study.lottery import Bench, Round, only_round, train_and_score
 from mirl_study.progress import Progress
@@ -129,7 +129,7 @@ def in_words(transfers: pd.DataFrame) -> list[str]:
             if apart.empty:
                 told.append(f"{name} scores {other.psnr.mean():.2f} dB; {to} has no ticket of its own to compare with.")
                 continue
-            least, mean, most = (f"{x:+.2f}".replace("-", "−") for x in (apart.min(), apart.mean(), apart.max()))
+            least, mean, most = map(signed, (apart.min(), apart.mean(), apart.max()))
             each = f"{least} to {most} dB, " if len(apart) > 1 else ""
             told.append(
                 f"{name} is {mean} dB from the ticket that was found on {to} ({each}{len(apart)} "

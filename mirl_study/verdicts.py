@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mirl_study.analysis import FAMILIES, by_task, dense_folder, profile_folder, read_json, with_families
+from mirl_study.analysis import FAMILIES, by_task, dense_folder, profile_folder, read_json, signed, with_families
 from mirl_study.settings import CONTROLS, LOTTERY, SETTINGS, SettingsError, choose
 
 GROUPS = {  # of what is compared, in the order of tables and figures
@@ -187,8 +187,8 @@ class Verdict:
     def __str__(self) -> str:
         if self.seeds == 1:
             return (
-                f"{self.word} by its one seed, and one seed decides nothing: {_signed(self.mean)} dB to dense, margin "
-                f"{self.margin:g} dB"
+                f"{self.word} by its one seed, and one seed decides nothing: {signed(self.mean, 3)} dB to dense, "
+                f"margin {self.margin:g} dB"
             )
         limit = "0 dB" if self.word == "winning" or not self.margin else f"−{self.margin:g} dB"
         where = f"the whole interval is at or above {limit}"
@@ -201,8 +201,8 @@ class Verdict:
                     f"; at their scatter, an interval of ±{self.margin:g} dB would take about {self.needed:,} seeds"
                 )
         return (
-            f"{self.word}: {_signed(self.mean)} dB to dense, {100 * self.confidence:g} % interval "
-            f"{_signed(self.low)} to {_signed(self.high)} dB over {self.seeds} seeds; {where}"
+            f"{self.word}: {signed(self.mean, 3)} dB to dense, {100 * self.confidence:g} % interval "
+            f"{signed(self.low, 3)} to {signed(self.high, 3)} dB over {self.seeds} seeds; {where}"
         )
 
     @property
@@ -254,10 +254,6 @@ def verdict(differences: Iterable[float], margin: float, confidence: float = 0.9
     return Verdict(word, mean, low, high, len(values), margin, confidence)
 
 
-def _signed(value: float, digits: int = 3) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def findings(frame: pd.DataFrame, margin: float, confidence: float = 0.95) -> list[str]:
     """Says, family by family, what a ticket is, and which controls these seeds can tell from it.
 
@@ -292,7 +288,7 @@ def findings(frame: pd.DataFrame, margin: float, confidence: float = 0.95) -> li
             "not to be told from it are": rows[~(rows.high < 0) & ~(rows.low > 0)],
         }
         parts = [
-            f"{word} {', '.join(f'{row.control} ({_signed(row.mean, 2)} dB)' for row in part.itertuples())}"
+            f"{word} {', '.join(f'{row.control} ({signed(row.mean)} dB)' for row in part.itertuples())}"
             for word, part in groups.items()
             if len(part)
         ]

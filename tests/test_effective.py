@@ -67,15 +67,16 @@ def by_looking(mask: Mask, network: NetworkSettings) -> Mask:
 
 
 LAYERS = sorted({name.split(".")[0] for name in dense(TWO_HEADS)})
-
-
-@given(
+any_mask = given(
     density=st.sampled_from([0.04, 0.1, 0.2, 0.4, 0.8, 1.0]),
     seed=st.integers(0, 10**6),
     norms=st.booleans(),
     two=st.booleans(),
     emptied=st.lists(st.sampled_from(LAYERS), max_size=2),
 )
+
+
+@any_mask
 @settings(max_examples=25, deadline=None)
 def test_propagation_agrees_with_the_gradient(density, seed, norms, two, emptied):
     network = TWO_HEADS if two else PICO
@@ -104,13 +105,7 @@ def without(mask: Mask, part: Mask) -> Mask:
     return Mask({name: keep & ~part[name] for name, keep in mask.items()})
 
 
-@given(
-    density=st.sampled_from([0.04, 0.1, 0.2, 0.4, 0.8, 1.0]),
-    seed=st.integers(0, 10**6),
-    norms=st.booleans(),
-    two=st.booleans(),
-    emptied=st.lists(st.sampled_from(LAYERS), max_size=2),
-)
+@any_mask
 @settings(max_examples=25, deadline=None)
 def test_idle_weights_can_be_removed_and_the_others_are_what_they_are_called(density, seed, norms, two, emptied):
     network = TWO_HEADS if two else PICO

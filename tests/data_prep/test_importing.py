@@ -74,6 +74,18 @@ def report(source) -> Report:
     return import_folder(source, source.parent / "deep" / "prepared", validation=0.25, progress=False)
 
 
+def test_a_few_test_images_of_each_set_are_enough_for_a_quick_study(source, report, tmp_path):
+    rows = {}
+    for most in (1, 2):
+        few = import_folder(source, tmp_path / str(most), validation=0.25, test_images=most, progress=False)
+        rows[most] = {tuple(row.values()) for row in manifest(few.folder)}
+        assert few.notes == (["4 test images left out: at most 1 of each set and task stay"] if most == 1 else [])
+        assert not few.problems
+    tested = Counter(row[1] for row in rows[1] if row[0] == "test")
+    assert tested == {"denoise": 2, "derain": 1, "dehaze": 1}
+    assert rows[1] < rows[2] == {tuple(row.values()) for row in manifest(report.folder)}
+
+
 def manifest(folder: Path) -> list[dict[str, str]]:
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -417,6 +429,7 @@ BAD = {  # what is wrong: (how it comes about, other arguments, words of the ref
     "validation in words": (None, {"validation": "a tenth"}, "validation='a tenth' is not allowed"),
     "a negative seed": (None, {"seed": -1}, "seed=-1 is not allowed"),
     "a seed in words": (None, {"seed": "0"}, "seed='0' is not allowed"),
+    "less than no test image": (None, {"test_images": -1}, "test_images=-1 is not allowed: a whole number, 0 for all"),
     "less than no rain": (None, {"rain_variants": -1}, "rain_variants=-1 is not allowed"),
 }
 
