@@ -1,5 +1,6 @@
 """Finished runs and their masks in numbers: tidy frames, made from files, nothing is run again."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pandas as pd
 import torch
 
 from mirl_study.comparison import build_network, skeleton
-from mirl_study.effective import CLASSES, classes
+from mirl_study.effective import CLASSES, classes_of
 from mirl_study.lottery import dense_mask
 from mirl_study.masks import Mask
 from mirl_study.network import PromptIR, describe
@@ -220,10 +221,16 @@ def load_masks(folder: Path) -> dict[int, Mask]:
     Raises:
         ValueError: naming the file, if one is damaged.
     """
+    records = sorted(folder.glob("round*/round.json"))
+    return dict(_masks(folder, tuple((path, path.stat().st_mtime_ns) for path in records)))
+
+
+@functools.lru_cache(maxsize=2)  # chains are looked at one after the other, or two of them side by side
+def _masks(folder: Path, records: tuple[tuple[Path, int], ...]) -> dict[int, Mask]:
+    """Reads the masks that go with records, each named with the time that it is from."""
     run = open_run(folder)
     begin = {0: dense_mask(run.settings)} if run.method in LOTTERY else {}
-    paths = sorted(folder.glob("round*/round.json"))
-    return begin | {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path in paths}
+    return begin | {read_json(path)["index"]: Mask.load(path.with_name("mask.npz")) for path, _ in records}
 
 
 def kinds(network: NetworkSettings | ModelSettings) -> dict[str, str]:
@@ -302,8 +309,9 @@ def liveness(masks: Mapping[int, Mask], network: NetworkSettings) -> pd.DataFram
         any, are all idle).
     """
     rows, named = [], kinds(network)
-    for index, mask in sorted(masks.items()):
-        parts = classes(mask, network)
+    indices = sorted(masks)
+    for index, parts in zip(indices, classes_of((masks[index] for index in indices), network), strict=True):
+        mask = masks[index]
         for name, keep in mask.items():
             counts, idle = (
                 part.flatten(1).sum(1) if keep.dim() > 1 else part.long() for part in (keep, parts["idle"][name])

@@ -20,7 +20,7 @@ the residual stream is alive behind the next LayerNorm. Biases, prompts and temp
 count as any, but not zero (at initialisation, biases are zero; training moves them).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,11 @@ class _Any(torch.autograd.Function):
 class _Reach:
     """Masks by name, and what was seen at each layer on the way forward."""
 
-    def __init__(self, mask: Mapping[str, Tensor]) -> None:
+    def __init__(self) -> None:
+        self.begin({})
+
+    def begin(self, mask: Mapping[str, Tensor]) -> None:
+        """Takes up a mask, and forgets what was seen with another one."""
         self.mask = mask
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}  # inputs, two rows; outputs, for the gradient
         self.lone: dict[str, Tensor] = {}  # weights whose size does not matter
@@ -218,19 +222,26 @@ def classes(mask: Mask, network: NetworkSettings) -> dict[str, Mask]:
     Raises:
         ValueError: if the mask does not fit the network.
     """
-    reach = _Reach(mask)
+    return next(classes_of([mask], network))
+
+
+def classes_of(masks: Iterable[Mask], network: NetworkSettings) -> Iterator[dict[str, Mask]]:
+    """Divides the weights of several masks of one network, whose twins are made once; see ``classes``."""
+    reach = _Reach()
     with torch.device("meta"):
         twin = PromptIR(network)
     shapes = {name: parameter.shape for name, parameter in twin.named_parameters()}
-    wrong = [name for name, keep in mask.items() if shapes.get(name) != keep.shape]
-    if wrong:
-        raise ValueError(f"the mask is of another network: {wrong[0]} is not in it, or has another shape")
     _twins(twin, reach)
     image = torch.ones(2, 3, 1, 1, requires_grad=True)
-    with torch.enable_grad():
-        (twin(image) - image)[HELD].sum().backward()
-    parts = {name: _of_tensor(name, keep.cpu(), reach) for name, keep in mask.items()}
-    return {kind: Mask({name: part[at] for name, part in parts.items()}) for at, kind in enumerate(CLASSES)}
+    for mask in masks:
+        wrong = [name for name, keep in mask.items() if shapes.get(name) != keep.shape]
+        if wrong:
+            raise ValueError(f"the mask is of another network: {wrong[0]} is not in it, or has another shape")
+        reach.begin(mask)
+        with torch.enable_grad():
+            (twin(image) - image)[HELD].sum().backward()
+        parts = {name: _of_tensor(name, keep.cpu(), reach) for name, keep in mask.items()}
+        yield {kind: Mask({name: part[at] for name, part in parts.items()}) for at, kind in enumerate(CLASSES)}
 
 
 def _of_tensor(name: str, keep: Tensor, reach: _Reach) -> tuple[Tensor, ...]:

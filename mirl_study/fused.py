@@ -47,15 +47,15 @@ class _Feed(torch.autograd.Function):
         # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
         entering = [F.linear(normed, half) for half in wide.chunk(2)]
         gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
-        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, *_if_not_large(left))
+        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, normed, *_if_not_large(left))
         return torch.addmm(_rows(x), _rows(F.gelu(gate).mul_(value)), narrow.T).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             return _by_definition(feed_plainly, ctx.saved_tensors[:6], gradient)
-        x, gain, bias, wide, deep, narrow, mean, spread, *entering = ctx.saved_tensors
-        entering, left = entering[:2], entering[2:]
+        x, gain, bias, wide, deep, narrow, mean, spread, *entering, normed = ctx.saved_tensors[:11]
+        left = ctx.saved_tensors[11:]
         gate, value = left or map(depthwise, entering, deep.chunk(2))
         opened, inner = F.gelu(gate), gradient @ narrow
         for_value = inner * opened
@@ -65,9 +65,9 @@ class _Feed(torch.autograd.Function):
         (for_gate, gate_kernel), (for_value, value_kernel) = map(
             _depthwise_backward, (for_gate, for_value), entering, deep.chunk(2)
         )
-        normed, for_wide = _rows(_normed(x, gain, bias)[0]), torch.empty_like(wide)
+        for_wide = torch.empty_like(wide)
         for part, half in zip((for_gate, for_value), for_wide.chunk(2), strict=True):
-            torch.mm(_rows(part).T, normed, out=half)
+            torch.mm(_rows(part).T, _rows(normed), out=half)
         from_gate, from_value = wide.chunk(2)
         for_normed = (_rows(for_gate) @ from_gate).addmm_(_rows(for_value), from_value)
         through = _norm_backward(for_normed, x, mean, spread, gain, bias, gradient)
@@ -84,20 +84,21 @@ class _Attend(torch.autograd.Function):
         qkv = depthwise(entering, deep).flatten(1, 2)
         attention, cosines, lengths, mix = _mixed(qkv, temperature, narrow)
         weights = x, gain, bias, wide, deep, temperature, narrow
-        ctx.save_for_backward(*weights, mean, spread, entering, attention, cosines, lengths, mix, *_if_not_large([qkv]))
+        small = attention, cosines, lengths, mix
+        ctx.save_for_backward(*weights, mean, spread, entering, normed, *small, *_if_not_large([qkv]))
         return torch.baddbmm(x.flatten(1, 2), qkv.chunk(3, dim=-1)[2], mix).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             return _by_definition(attend_plainly, ctx.saved_tensors[:7], gradient)
-        x, gain, bias, wide, deep, temperature, narrow, mean, spread, entering, *small = ctx.saved_tensors
+        x, gain, bias, wide, deep, temperature, narrow, mean, spread, entering, normed, *small = ctx.saved_tensors
         small, left = small[:4], small[4:]
         qkv = left[0] if left else depthwise(entering, deep).flatten(1, 2)
         for_qkv, for_temperature, for_narrow = _mixed_backward(gradient.flatten(1, 2), qkv, temperature, narrow, *small)
         del qkv
         for_entering, for_deep = _depthwise_backward(for_qkv.view_as(entering), entering, deep)
-        for_wide = _rows(for_entering).T @ _rows(_normed(x, gain, bias)[0])
+        for_wide = _rows(for_entering).T @ _rows(normed)
         through = _norm_backward(_rows(for_entering) @ wide, x, mean, spread, gain, bias, gradient)
         return *through, for_wide, for_deep, for_temperature, for_narrow
 
@@ -145,7 +146,7 @@ def _mixed(qkv: Tensor, temperature: Tensor, weight: Tensor) -> tuple[Tensor, ..
     """
     heads = len(temperature)
     q, k = _by_head(qkv, heads)
-    lengths = torch.linalg.vector_norm(qkv[..., : qkv.shape[-1] // 3 * 2], dim=1).clamp_min(1e-12)
+    lengths = qkv[..., : qkv.shape[-1] // 3 * 2].square().sum(dim=1).sqrt_().clamp_min_(1e-12)
     lengths = lengths.view(len(qkv), 2, heads, -1)
     cosines = (q.transpose(-1, -2) @ k) / (lengths[:, 0, ..., None] * lengths[:, 1, :, None])
     attention = (temperature * cosines).softmax(dim=-1)

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mirl_study import analysis, figures, similarity, trained
 from mirl_study.analysis import RUN
-from mirl_study.effective import effective
+from mirl_study.crew import Together, one_by_one
+from mirl_study.effective import classes_of
 from mirl_study.settings import LOTTERY, load_settings
 
 
@@ -48,21 +51,18 @@ class Plate:
     text: str
 
 
-def look(found: pd.DataFrame) -> Study:
+def look(found: pd.DataFrame, together: Together = one_by_one) -> Study:
     """Gathers the frames of a profile's runs.
 
     Args:
         found: what ``analysis.runs`` returned.
+        together: does the work on each chain; see ``crew``.
     """
-    scores, densities = analysis.scores(found), analysis.densities(found)
-    lives = analysis.lives(found)
+    scores = analysis.scores(found)
     first = analysis.open_run(found[found.finished].folder.iloc[0]).settings
-    parts = []
-    for run in found[found.finished & found.method.isin(LOTTERY)].itertuples():
-        kinds = analysis.kinds(analysis.open_run(run.folder).settings.network)
-        if "unused" in kinds.values():
-            table = analysis.unused_part(analysis.load_masks(run.folder), kinds)
-            parts.append(table.assign(setting=run.setting, method=run.method, seed=run.seed))
+    chains = np.flatnonzero(found.finished & found.method.isin(LOTTERY))
+    looked = together([partial(_look_at, found.iloc[[place]]) for place in chains]) or [_look_at(found.iloc[:0])]
+    densities, lives, unused = (_joined([chain[at] for chain in looked]) for at in range(3))
     return Study(
         found,
         scores,
@@ -71,11 +71,27 @@ def look(found: pd.DataFrame) -> Study:
         lives,
         analysis.denominators(lives, analysis.parameters(first.network)),
         analysis.costs(found),
-        similarity.chains(found),
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*RUN, "round", "share"]),
+        similarity.chains({name: masks for *_, bits in looked for name, masks in bits.items()}),
+        unused,
         {name: trained.gather(found, name) for name in trained.TABLES},
         load_settings(first.profile).ticket(),
     )
+
+
+def _look_at(chain: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict]:
+    """What the masks of one chain, a row of ``analysis.runs``, tell: they are read once."""
+    unused = pd.DataFrame(columns=[*RUN, "round", "share"])
+    for run in chain.itertuples():
+        kinds = analysis.kinds(analysis.open_run(run.folder).settings.network)
+        if "unused" in kinds.values():
+            table = analysis.unused_part(analysis.load_masks(run.folder), kinds)
+            unused = table.assign(setting=run.setting, method=run.method, seed=run.seed)
+    return analysis.densities(chain), analysis.lives(chain), unused, similarity.packed(chain)
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Joins frames, of which some may be empty."""
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
 def draw(study: Study, setting: str) -> tuple[list[Plate], list[str]]:
@@ -166,7 +182,8 @@ def _pairs(study: Study, own: pd.DataFrame, setting: str, lotteries: list[str]) 
     text = "The share of the weights that are left in each round, by kind of layer."
     yield Plate(figures.survival_curves(curves), "survival", "Which kinds of layers lose their weights", text)
     chain = masks[lotteries[0]]
-    live = {index: effective(mask, run.settings.network) for index, mask in chain.items()}
+    parts = classes_of(chain.values(), run.settings.network)
+    live = {index: part["effective"] for index, part in zip(chain, parts, strict=True)}
     layer = sparsest(chain)
     yield Plate(
         figures.mosaic(chain, layer, live=live),

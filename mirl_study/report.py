@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 from mirl_study import analysis, figures, gallery, sentences, similarity, tables, trained, transfer, verdicts
 from mirl_study.comparison import figures as model_figures
 from mirl_study.comparison import tables as model_tables
+from mirl_study.crew import crew
 from mirl_study.sentences import MARGIN, counted
 from mirl_study.settings import LOTTERY, METHODS, SETTINGS, Settings, SettingsError, read_settings
 from mirl_study.store import is_reference, results_root, write_csv
@@ -59,22 +61,22 @@ def write(
         raise SettingsError(f"out={str(out)!r} is not empty and holds no report: give a new folder")
     found = analysis.runs(profile, results)
     problems = trained.record_all(found)
-    study = gallery.look(found)
     made = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(made, ignore_errors=True)
+    there = [setting for setting in SETTINGS if setting in set(found.setting[found.finished])]
     try:
-        _write_tables(study, made / "tables")
-        parts = [
-            _part(study, made, setting, margin, profile, results)
-            for setting in SETTINGS
-            if setting in set(study.scores.setting)
-        ]
+        with crew(len(there) > 1) as together:
+            study = gallery.look(found, together)
+            _write_tables(study, made / "tables")
+            jobs = [partial(_part, study, made, setting, margin, profile, results) for setting in there]
+            jobs += [partial(_models, made, profile, results), partial(_between, study, made, profile, results)]
+            *parts, models, between = together(jobs)
         run = facts(found)
         page = {
             "profile": profile,
             "parts": parts,
-            "between": _between(study, made, profile, results),
-            "models": _models(made, profile, results),
+            "between": between,
+            "models": models,
             "missing": missing(found),
             "notes": [*problems, *filter(None, [trained.missing(found), trained.outdated(found)])],
             "head": [(name, run[name]) for name in HEAD if name in run],

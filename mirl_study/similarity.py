@@ -290,21 +290,25 @@ def over_rounds(a: Mapping[int, Mask], b: Mapping[int, Mask]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["round", *COLUMNS])
 
 
-def chains(found: pd.DataFrame) -> pd.DataFrame:
+def packed(found: pd.DataFrame) -> dict[tuple[str, str, int], dict[int, Packed]]:
+    """Reads the masks of the finished lotteries among ``found`` as bits: by what names the run, then by round."""
+    own = found[found.finished & found.method.isin(LOTTERY)]
+    return {
+        tuple(run[name] for name in RUN): {index: pack(mask) for index, mask in load_masks(run["folder"]).items()}
+        for run in own.to_dict("records")
+    }
+
+
+def chains(packed: Mapping[tuple[str, str, int], Mapping[int, Packed]]) -> pd.DataFrame:
     """Compares, round by round, every two lotteries of one network that differ in exactly one thing.
 
     Args:
-        found: what ``analysis.runs`` returned.
+        packed: what ``packed`` returned.
 
     Returns:
         A row a pair and round: ``differ`` (``setting``, ``method`` or ``seed``), ``a``, ``b`` (what names the two),
         ``round``, and what ``pair`` returns; ``initial`` is missing where the seeds differ.
     """
-    own = found[found.finished & found.method.isin(LOTTERY)]
-    packed = {
-        tuple(run[name] for name in RUN): {index: pack(mask) for index, mask in load_masks(run["folder"]).items()}
-        for run in own.to_dict("records")
-    }
     rows = []
     for one, other in ((one, other) for one in packed for other in packed if one < other):
         differ = [name for name, x, y in zip(RUN, one, other, strict=True) if x != y]

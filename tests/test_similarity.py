@@ -146,7 +146,7 @@ def test_the_mask_of_initial_sizes_keeps_as_many_in_each_layer_and_the_largest(s
 
 
 def test_chains_differ_in_one_thing(several):
-    table = similarity.chains(several[1])
+    table = similarity.chains(similarity.packed(several[1]))
     assert set(table.differ) == {"method", "setting"} and set(table["round"]) == {1, 2}
     assert len(table) == 4 and table.initial.notna().all()
     words = sentences._alike(table[table.differ == "method"], 2)

@@ -48,10 +48,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     Returns:
         The two paths, SVG first.
     """
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    paths, engine = [folder / f"{name}.svg", folder / f"{name}.png"], figure.get_layout_engine()
     for path, more in zip(paths, ({"metadata": {"Date": None}}, {"dpi": 1.3 * figure.dpi}), strict=True):
         with atomic(path) as temporary, mpl.rc_context(STYLE):
             figure.savefig(temporary, format=path.suffix[1:], **more)
+        figure.set_layout_engine("none")  # laid out once: that takes as long as drawing
+    figure.set_layout_engine(engine)
     return paths
 
 
