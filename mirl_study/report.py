@@ -176,12 +176,13 @@ def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, A
     """The other models of the paper's Table I: their counts, how they restore, and whether pruning tells the same."""
     counts = model_tables.counted()
     write_csv(made / "tables" / "models.csv", counts)
-    found = model_tables.runs(profile, results)
+    found = model_tables.alike(model_tables.runs(profile, results))
     parts = []
     for setting, numbers in model_tables.comparison_tables(profile, results).items():
         files = tables.write_table(numbers, made / "tables", f"{setting}-models")
         drawn = {"models": (model_figures.models(found, setting), "What each gains over the degraded input")}
         scores = model_tables.cut_scores(profile, results, setting)
+        scores = scores[scores.seed.isin(found.seed[found.setting == setting])]
         if len(scores):
             write_csv(made / "tables" / f"{setting}-beyond.csv", scores)
             drawn["beyond"] = (model_figures.beyond(scores), "Cut once, globally and layer by layer")
@@ -189,6 +190,7 @@ def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, A
             "name": setting,
             "table": _html(tables.as_text(numbers)),
             "files": [path.relative_to(made).as_posix() for path in files],
+            "training": model_tables.of_training(found[found.setting == setting]),
             "told": model_tables.in_words(scores) if len(scores) else [],
             "left_out": model_tables.missing(found, setting),
         }
@@ -198,7 +200,8 @@ def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, A
         ]
         parts.append(part | {"figures": images})
     shown = counts[["model", "published", "found", "configuration", "note", "original recipe"]]
-    return {"counts": shown.to_html(index=False, border=0, formatters={"found": "{:,}".format}), "parts": parts}
+    html = shown.to_html(index=False, border=0, formatters={"found": "{:,}".format})
+    return {"counts": html, "told": model_tables.of_sizes(found), "parts": parts}
 
 
 def inline(paths: Iterable[Path]) -> str:

@@ -155,17 +155,18 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
     """Turns what ``table`` returned into the table that is read.
 
     Args:
-        numbers: what ``table`` returned.
+        numbers: what ``table`` or ``comparison.tables.comparison_table`` returned.
 
     Returns:
         Text: PSNR / SSIM in one cell; two groups of columns, ours and the paper's.
     """
     names = {"input": "input (no restoration)", "dense": "dense (PromptIR)"}
     several = numbers.seeds.max() > 1
-    text = {
-        ("", "method"): numbers.method.map(lambda name: names.get(name, name)),
-        ("", "round"): numbers["round"].map(_or_dash("{:d}")),
-    }
+    text = {("", "method"): numbers.method.map(lambda name: names.get(name, name))}
+    if "round" in numbers:
+        text["", "round"] = numbers["round"].map(_or_dash("{:d}"))
+    if "recipe" in numbers:  # of models that are not pruned
+        text["", "recipe"] = numbers.recipe.map(_or_dash("{}"))
     for name in numbers.columns:
         if name.endswith("_psnr"):
             place = name.removesuffix("_psnr")
@@ -179,9 +180,13 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
             continue
         if not prefix and (last := [name for name in numbers if name.endswith("_delta")][-1:]):
             text[group, "above dense / dB"] = numbers[last[0]].map(signed)
+        if not prefix and "gain" in numbers:
+            text[group, "above input / dB"] = numbers.gain.map(signed)
         text[group, "parameters"] = numbers[f"{prefix}parameters"].map(
             lambda value: "–" if pd.isna(value) else count(value)
         )
+        if f"{prefix}compression" not in numbers:
+            continue
         if not prefix:
             text[group, "pruned"] = numbers.pruned.map(_or_dash("{:.1%}"))
         text[group, "compression"] = numbers[f"{prefix}compression"].map(_or_dash("×{:.2f}"))
@@ -219,7 +224,7 @@ def write_table(numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Writes a table as CSV (plain numbers), Markdown and LaTeX (as it is read).
 
     Args:
-        numbers: what ``table`` returned.
+        numbers: what ``table`` or ``comparison.tables.comparison_table`` returned.
         folder: where.
         name: of the files.
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullLocator
 
 from mirl_study.analysis import SINGLE, by_task
 from mirl_study.comparison import MODELS
-from mirl_study.comparison.tables import STUDY
+from mirl_study.comparison.tables import STUDY, learnt
 from mirl_study.figures.style import COLORS, MARKS, STYLE, count
 from mirl_study.settings import LOTTERY
 from mirl_study.store import read_json
@@ -67,38 +67,44 @@ def beyond(scores: pd.DataFrame, task: str = "mean") -> Figure:
         task: whose PSNR.
 
     Returns:
-        A panel a model: dB above its dense network against the density that it was cut to; a point a seed, lines
-        through the means, the level of the degraded input, and a ring where a layer emptied.
+        A panel a model, all on one scale: dB above the degraded input against the density that it was cut to; a point a
+        seed, lines through the means, the level of the dense network, and a ring where a layer emptied. A panel is
+        grey where the dense network itself is below its input: there pruning has nothing to lose.
     """
     own = scores[scores.task == task]
-    own = own.assign(delta=own.psnr - own.dense_psnr)
-    names = [name for name in MODELS if name in set(own.model)]
+    own = own.assign(gain=own.psnr - own.input_psnr)
+    dense = learnt(scores, task)
+    names = list(dense.index)
     columns = min(4, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.4, 3.2 * columns), 3.0 * rows + 0.8), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        figure = Figure(figsize=(max(6.4, 3.2 * columns), 3.4 * rows + 0.8), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axis, name in zip(axes, names, strict=False):
             part = own[own.model == name]
-            axis.axhline(0, color="0.15", linestyle=":", lw=1.6)
-            axis.axhline((part.input_psnr - part.dense_psnr).mean(), color="0.35", linestyle="-.", lw=1.3)
+            axis.axhline(0, color="0.35", linestyle="-.", lw=1.3)
+            axis.axhline(dense[name], color="0.15", linestyle=":", lw=1.6)
             for method, scope in reversed(LOTTERY.items()):
                 line, mark = part[part.scope == scope], MARKS[method]
-                axis.plot(line.density, line.delta, ls="", marker=mark["marker"], color=mark["color"], ms=6, mec="0.2")
-                means = line.groupby("density").delta.mean()
+                axis.plot(line.density, line.gain, ls="", marker=mark["marker"], color=mark["color"], ms=6, mec="0.2")
+                means = line.groupby("density").gain.mean()
                 axis.plot(means.index, means, color=mark["color"], linestyle=mark["linestyle"], lw=2)
                 empty = line[line.emptied > 0]
-                axis.plot(empty.density, empty.delta, ls="", marker="o", ms=13, mfc="none", mec="black", mew=1.5)
+                axis.plot(empty.density, empty.gain, ls="", marker="o", ms=13, mfc="none", mec="black", mew=1.5)
             axis.set_xscale("log")
             axis.invert_xaxis()
             densities = sorted(part.density.unique())
             axis.set_xticks(densities, [f"{100 * density:g}" for density in densities])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(MODELS[name].title)
+            if dense[name] <= 0:
+                axis.set_facecolor("0.9")
+                where = {"transform": axis.transAxes, "ha": "right", "va": "top", "fontsize": 9}
+                axis.text(0.97, 0.96, "dense is below its input", **where)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
         figure.supxlabel("density it was cut to / % (log scale)", fontsize=12)
-        figure.supylabel("PSNR above its dense network / dB", fontsize=12)
+        figure.supylabel("PSNR above the degraded input / dB", fontsize=12)
         keys = [Line2D([], [], label=scope, **MARKS[method]) for method, scope in reversed(LOTTERY.items())]
         keys += [Line2D([], [], color="0.15", linestyle=":", label="dense"), _level(), _ring()]
         figure.legend(handles=keys, loc="outside upper center", ncols=5, fontsize=11, frameon=False)

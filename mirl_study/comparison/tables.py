@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from mirl_study.analysis import SINGLE, by_task, dense_folder, open_run, profile_folder
+from mirl_study.analysis import SINGLE, by_task, dense_folder, open_run, profile_folder, signed
 from mirl_study.comparison import MODELS
 from mirl_study.comparison.recipes import ORIGINAL
+from mirl_study.figures import count
 from mirl_study.settings import SCOPES, SETTINGS, ModelSettings
 from mirl_study.store import read_json
 
@@ -101,22 +102,96 @@ def gap(scores: pd.DataFrame, task: str = "mean") -> pd.DataFrame:
     )
 
 
+def learnt(scores: pd.DataFrame, task: str = "mean") -> pd.Series:
+    """Says how far the dense network of each model is above its input: one that is not has nothing to lose by pruning.
+
+    Args:
+        scores: what ``cut_scores`` returned.
+        task: whose PSNR.
+
+    Returns:
+        dB by model, means over seeds, in the order of MODELS.
+    """
+    own = scores[scores.task == task].drop_duplicates(["model", "seed"])
+    gains = (own.dense_psnr - own.input_psnr).groupby(own.model).mean()
+    return gains.reindex([name for name in MODELS if name in gains.index])
+
+
 def in_words(scores: pd.DataFrame) -> list[str]:
-    """Says, density by density, in how many of the models the global cut is above the layer-wise one.
+    """Says, density by density, in how many models the global cut is above the layer-wise one.
+
+    Models whose dense network is below its input are named, and not counted. So are, at each density, those of which
+    neither cut leaves a network above its input.
 
     Args:
         scores: what ``cut_scores`` returned.
     """
+    gains = learnt(scores)
+    failed = [f"{MODELS[name].title} ({signed(gain)} dB)" for name, gain in gains.items() if gain <= 0]
     lines = []
-    for density, rows in gap(scores).groupby("density", sort=False):
-        ahead, seeds = (rows.difference > 0).sum(), rows.seeds.max()
-        least, most = rows.loc[rows.difference.idxmin()], rows.loc[rows.difference.idxmax()]
+    if failed:
         lines.append(
-            f"Cut to {density:.0%}, the global cut is above the layer-wise one in {ahead} of {len(rows)} models: from "
-            f"{least.difference:+.2f} dB ({MODELS[least.model].title}) to {most.difference:+.2f} dB "
-            f"({MODELS[most.model].title}), {'one seed' if seeds == 1 else f'up to {seeds} seeds'}."
+            f"{len(failed)} of {len(gains)} dense networks are below their input, and are not counted in what follows, "
+            f"for there is nothing that pruning could take from them: {', '.join(failed)}."
+        )
+    rows = gap(scores[scores.model.isin(gains.index[gains > 0])])
+    rows = rows.assign(best=rows[list(SCOPES)].max(axis=1) + rows.model.map(gains))
+    for density, cut in rows.groupby("density", sort=False):
+        alive = cut[cut.best > 0]
+        gone = [MODELS[name].title for name in cut.model[cut.best <= 0]]
+        note = f" Of {', '.join(gone)} neither cut leaves anything above the input." if gone else ""
+        if alive.empty:
+            lines.append(f"Cut to {density:.0%}, no network is above its input, in either way.")
+            continue
+        each = [f"{MODELS[row.model].title} {signed(row.difference)} dB" for row in alive.itertuples()]
+        seeds = alive.seeds.max()
+        lines.append(
+            f"Cut to {density:.0%}, the global cut is above the layer-wise one in {(alive.difference > 0).sum()} of "
+            f"{len(alive)}: {', '.join(each)} ({'one seed' if seeds == 1 else f'up to {seeds} seeds'})."
+            f"{note}"
         )
     return lines
+
+
+def of_training(found: pd.DataFrame) -> list[str]:
+    """Says by which recipe the models of one setting were trained.
+
+    Args:
+        found: what ``runs`` returned.
+    """
+    lines = []
+    for recipe, own in found.groupby("recipe", sort=False):
+        settings = open_run(own.folder.iloc[0]).settings
+        names = ", ".join(MODELS[name].title for name in MODELS if name in set(own.model))
+        how = f"{settings.steps} steps of {settings.batch_size} patches of {settings.patch_size}x{settings.patch_size}"
+        what = (
+            f"L1 and Adam, learning rate {settings.lr:g} after {settings.warmup_steps} steps of warm-up, then a cosine"
+            if recipe == STUDY
+            else "loss, optimiser, learning rate and shape of the schedule of each model's authors, in the table above"
+        )
+        lines.append(f"Recipe “{recipe}”: {what}; {how}. {names}.")
+    return lines
+
+
+def of_sizes(found: pd.DataFrame) -> list[str]:
+    """Says whether the sizes that were trained are in the order of the paper's.
+
+    Args:
+        found: what ``runs`` returned.
+    """
+    own = found.drop_duplicates("model")
+    sizes = pd.Series(
+        {run.model: read_json(run.folder / "round00/round.json")["parameters"] for run in own.itertuples()}
+    )
+    if len(sizes) < 3:
+        return []
+    order = sizes.corr(pd.Series({name: float(MODELS[name].published) for name in sizes.index}), method="spearman")
+    kept = "in the order of" if order == 1 else "in another order than"
+    end = "" if order == 1 else ": a difference between models says nothing of size"
+    return [
+        f"The models trained here have {count(sizes.min())} to {count(sizes.max())} parameters, {kept} the paper's "
+        f"(rank correlation {signed(order)}){end}."
+    ]
 
 
 def comparison_table(found: pd.DataFrame, setting: str = "all_in_one") -> pd.DataFrame:
@@ -142,21 +217,20 @@ def comparison_table(found: pd.DataFrame, setting: str = "all_in_one") -> pd.Dat
     if len(scores):
         inputs = scores.groupby("task")[["input_psnr", "input_ssim"]].mean()
         cells = {f"{task}_{what}": inputs.loc[task, f"input_{what}"] for task in tasks for what in ("psnr", "ssim")}
-        rows.append({"method": "input"} | cells)
+        rows.append({"model": "", "method": "input"} | cells)
     for name, model in MODELS.items():
         theirs = paper.loc[model.title].to_dict() if model.title in paper.index else {}
         recipes = list(own[own.model == name].recipe.unique())
-        for recipe in recipes or ([STUDY] if theirs else []):
+        for recipe in recipes or ([""] if theirs else []):
             part = scores[(scores.model == name) & (scores.recipe == recipe)] if len(scores) else scores
-            label = model.title if recipe == STUDY else f"{model.title} ({recipe} recipe)"
-            rows.append({"method": label} | _ours(part, tasks) | theirs)
-    columns = ["method", "round", "seeds", "density", "parameters", "pruned", "compression"]
-    columns += [f"{task}_{what}" for task in tasks for what in ("psnr", "sd", "ssim")] + list(paper.columns)
-    return pd.DataFrame(rows, columns=columns).astype({"round": "Int64", "seeds": "Int64"})
+            rows.append({"model": name, "method": model.title, "recipe": recipe} | _ours(part, tasks) | theirs)
+    columns = ["model", "method", "recipe", "seeds"]
+    columns += [f"{task}_{what}" for task in tasks for what in ("psnr", "sd", "ssim")]
+    return pd.DataFrame(rows, columns=[*columns, "gain", "parameters", *paper.columns]).astype({"seeds": "Int64"})
 
 
 def comparison_tables(profile: str = "laptop", results: Path | str | None = None) -> dict[str, pd.DataFrame]:
-    """Makes ``comparison_table`` for each setting that has runs of other models than PromptIR.
+    """Makes ``comparison_table`` for each setting that has runs of other models than PromptIR, of ``alike`` seeds.
 
     Args:
         profile, results: as in ``runs``.
@@ -164,9 +238,23 @@ def comparison_tables(profile: str = "laptop", results: Path | str | None = None
     Returns:
         Tables by setting, in the order of ``settings.SETTINGS``; none if no other model was trained.
     """
-    found = runs(profile, results)
+    found = alike(runs(profile, results))
     there = set(found.setting[found.model != "promptir"])
     return {setting: comparison_table(found, setting) for setting in SETTINGS if setting in there}
+
+
+def alike(found: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out, setting by setting, the seeds that not all models have: a mean beside one seed would mislead.
+
+    Args:
+        found: what ``runs`` returned; a setting whose models have no seed in common stays as it is.
+    """
+    parts = [found.iloc[:0]]
+    for _, own in found.groupby("setting", sort=False):
+        seeds = [set(group.seed) for _, group in own[own.recipe == STUDY].groupby("model")]
+        common = set.intersection(*seeds) if seeds else set()
+        parts.append(own[own.seed.isin(common)] if common else own)
+    return pd.concat(parts)
 
 
 def missing(found: pd.DataFrame, setting: str = "all_in_one") -> list[str]:
@@ -210,11 +298,11 @@ def _ours(part: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
     """Our cells of one row; none if there is no run."""
     if part.empty:
         return {}
-    row: dict[str, Any] = {"round": 0, "seeds": part.seed.nunique(), "density": 1.0}
-    row |= {"parameters": part.parameters.iloc[0], "pruned": 0.0}
+    row: dict[str, Any] = {"seeds": part.seed.nunique(), "parameters": part.parameters.iloc[0]}
     for task in tasks:
         own = part[part.task == task]
         row |= {f"{task}_psnr": own.psnr.mean(), f"{task}_sd": own.psnr.std(), f"{task}_ssim": own.ssim.mean()}
+        row["gain"] = (own.psnr - own.input_psnr).mean()
     return row
 
 

@@ -1,3 +1,4 @@
+import html
 import json
 import math
 from pathlib import Path
@@ -147,6 +148,44 @@ def test_cuts_have_the_density_asked_for(played):
     assert row.difference == pytest.approx(own.psnr["global"] - own.psnr["layerwise"])
 
 
+def cut_scores(gains: dict[str, tuple[float, float, float]], density: float = 0.5) -> pd.DataFrame:
+    """Cut scores as they are gathered, on an input of 20 dB, from (dense, global, layer-wise) gains by model."""
+    rows = [
+        (name, 0, scope, density, density, "mean", 20 + cut, 20.0, 20 + dense, 0)
+        for name, (dense, *cuts) in gains.items()
+        for scope, cut in zip(SCOPES, cuts, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=tables.CUTS)
+
+
+def test_what_has_learnt_nothing_is_named_and_not_counted():
+    made = {"restormer": (3, 1, 2), "mspfn": (-4, -1, -3), "promptir": (2, 1, 0.5), "airnet": (3, -1, -2)}
+    scores = cut_scores(made)
+    assert tables.learnt(scores).to_dict() == {"mspfn": -4, "airnet": 3, "restormer": 3, "promptir": 2}
+    assert tables.in_words(scores) == [
+        "1 of 4 dense networks are below their input, and are not counted in what follows, for there is nothing that "
+        "pruning could take from them: MSPFN (−4.00 dB).",
+        "Cut to 50%, the global cut is above the layer-wise one in 1 of 2: Restormer −1.00 dB, PromptIR +0.50 dB "
+        "(one seed). Of AirNet neither cut leaves anything above the input.",
+    ]
+    assert tables.in_words(cut_scores({"airnet": (3, -1, -2)}, 0.1)) == [
+        "Cut to 10%, no network is above its input, in either way."
+    ]
+    grey = [axis.get_title() for axis in figures.beyond(scores).axes if axis.get_facecolor()[0] < 1]
+    assert grey == ["MSPFN"]
+
+
+def test_models_are_compared_by_the_seeds_that_all_have():
+    rows = [("all_in_one", "promptir", "study", "dim 8", seed, Path()) for seed in (0, 1, 2)]
+    rows += [("all_in_one", "airnet", "study", "laptop", seed, Path()) for seed in (1, 2)]
+    rows += [("all_in_one", "airnet", "original", "laptop", seed, Path()) for seed in (2, 3)]
+    rows += [("derain", "promptir", "study", "dim 8", 0, Path()), ("derain", "airnet", "study", "laptop", 1, Path())]
+    found = pd.DataFrame(rows, columns=tables.FOUND)
+    kept = tables.alike(found)
+    assert [*kept[kept.setting == "all_in_one"].seed] == [1, 2, 1, 2, 2] and len(kept[kept.setting == "derain"]) == 2
+    assert tables.alike(found.iloc[:0]).empty
+
+
 @pytest.mark.parametrize(
     ("density", "tuning"), [(0, 0.2), (1, 0.2), (-0.5, 0.2), (0.5, 0), (0.5, 1.5), (math.nan, 0.2)]
 )
@@ -190,9 +229,10 @@ def test_table_with_every_model(played):
     assert list(found.model) == [name for name in MODELS for _ in range(1 + (name == "airnet"))]
     table = tables.comparison_table(found)
     titles = [model.title for model in MODELS.values()]
-    titles.insert(4, "AirNet (original recipe)")
+    titles.insert(4, "AirNet")
     assert list(table.method) == ["input", *titles]
-    rows = table.set_index("method")
+    assert list(table.recipe[4:6]) == ["study", "original"]
+    rows = table[table.recipe != "original"].set_index("method")
     assert rows.parameters["AirNet"] == sum(
         p.numel()
         for p in build_network(load_settings("smoke", network="airnet").network).parameters()
@@ -202,8 +242,9 @@ def test_table_with_every_model(played):
     for task in dense.index:
         assert rows.loc["PromptIR", f"{task}_psnr"] == pytest.approx(dense.psnr[task])
         assert rows.loc["input", f"{task}_psnr"] == pytest.approx(dense.input_psnr[task])
+    assert rows.gain["PromptIR"] == pytest.approx(rows.mean_psnr["PromptIR"] - rows.mean_psnr["input"])
     assert rows.paper_derain_Rain100L_psnr.dropna().to_dict() == {
-        "MPRNet": 27.64, "AirNet": 27.83, "AirNet (original recipe)": 27.83, "PromptIR": 32.17, "AdaIR": 25.9
+        "MPRNet": 27.64, "AirNet": 27.83, "PromptIR": 32.17, "AdaIR": 25.9
     }  # fmt: skip
     assert tables.missing(found) == [] and tables.missing(found, "derain") == list(MODELS)
 
@@ -227,6 +268,8 @@ def test_the_reports_own_functions_read_the_table(played, tmp_path):
     table = tables.comparison_table(tables.runs("smoke", played))
     text = study_tables.as_text(table)
     assert len(text) == len(table)
+    ours = [name for group, name in text.columns if group in ("", study_tables.OURS)]
+    assert ours[:2] == ["method", "recipe"] and ours[-2:] == ["above input / dB", "parameters"]
     paths = study_tables.write_table(table, tmp_path, "models")
     assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
     assert "25.90 / 0.8409" in paths[1].read_text() and "input (no restoration)" in paths[1].read_text()
@@ -238,7 +281,9 @@ def test_the_report_has_all_models(played):
     section = page.split("The other models of Table I")[1]
     for name, model in MODELS.items():
         assert section.count(model.title) >= 2 and (name == "promptir" or f"{model.found:,}" in section)
-    assert "Cut to 10%, the global cut is above the layer-wise one in" in section
+    assert "Recipe “study”: L1 and Adam, learning rate 0.002" in section and "Recipe “original”: loss" in section
+    for sentence in tables.in_words(tables.cut_scores("smoke", played)):
+        assert sentence in html.unescape(section)
     made = played / "smoke" / "report"
     for file in ("models.csv", "all_in_one-models.csv", "all_in_one-beyond.csv"):
         assert (made / "tables" / file).is_file()
@@ -266,9 +311,8 @@ def test_figures(played, tmp_path):
     found, scores = tables.runs("smoke", played), tables.cut_scores("smoke", played)
     drawn = figures.models(found)
     labels = [label.get_text().splitlines()[0] for label in drawn.axes[0].get_yticklabels()]
-    assert labels == [
-        label.replace(" (original recipe)", ", original") for label in tables.comparison_table(found).method[1:]
-    ]
+    rows = tables.comparison_table(found)[1:].itertuples()
+    assert labels == [row.method + (", original" if row.recipe == "original" else "") for row in rows]
     grid = figures.beyond(scores)
     assert [axis.get_title() for axis in grid.axes[:2]] == ["Restormer", "PromptIR"]
     for name, figure in (("models", drawn), ("beyond", grid)):
