@@ -14,7 +14,7 @@ READY := .venv/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME  # .venv must not see another copy of the package
 
-.PHONY: help setup study plan controls test test-slow test-cluster test-browser lab app lint lock reference clean
+.PHONY: help setup study plan controls test test-slow test-cluster test-browser lab app badges lint lock reference clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -49,6 +49,14 @@ app: $(READY)  ## the lab's explorers as a page of their own, by Voila
 	@$(BIN)/python -c 'import voila' 2>/dev/null || \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[app]"
 	@$(BIN)/voila $(LAB_ARGS) notebooks/app.ipynb
+
+# The repository's public address, for the badges of the README and for Colab, which gets the lab alone.
+badges:  ## the address that Binder and Colab fetch from: make badges REPO=owner/name
+	@echo "$(REPO)" | grep -qE '^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$$' || \
+	  { echo "error: REPO='$(REPO)' is not allowed: owner/name on GitHub, for example make badges REPO=somebody/mirl_study" >&2; exit 1; }
+	@for file in README.md notebooks/00_lottery_lab.ipynb; do \
+	  sed -E -e 's#(mybinder\.org/v2/gh|colab\.research\.google\.com/github)/[^/]+/[^/]+/#\1/$(REPO)/#g' \
+	    -e 's#(https://github\.com)/[^/"]+/[^/"\]+#\1/$(REPO)#g' $$file > $$file.part && mv $$file.part $$file; done
 
 lint: $(READY)  ## ruff
 	@$(BIN)/ruff check .
