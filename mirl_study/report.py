@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 
 from mirl_study import analysis, figures, gallery, sentences, similarity, tables, trained, transfer, verdicts
+from mirl_study.comparison import chains
 from mirl_study.comparison import figures as model_figures
 from mirl_study.comparison import tables as model_tables
 from mirl_study.crew import crew
@@ -131,8 +132,8 @@ def _part(
             setting,
             study.ticket,
             study.recorded["prompt_weights"],
-        )
-        + _unused(analysis.open_run(own.folder.iloc[0]).settings, study.ticket),
+        ),
+        "ticket": study.ticket,
         "table": _html(tables.as_text(numbers)),
         "seeds": tables.seeds_as_text(seeds).to_html(index=False, border=0),
         "caption": tables.caption(numbers),
@@ -147,29 +148,37 @@ def _part(
 def _unused(settings: Settings, ticket: int) -> list[str]:
     """How much of a ticket the convolutions that never run would be."""
     rounds = {min(ticket, settings.rounds), settings.rounds}
-    return [sentences.of_unused(analysis.unused_at_start(settings.network, rounds, settings.rate, settings.seed))]
+    told = sentences.of_unused(analysis.unused_at_start(settings.network, rounds, settings.rate, settings.seed))
+    return [told if settings.prune_unused else f"{told} In these runs they are not prunable."]
 
 
 def _between(study: gallery.Study, made: Path, profile: str, results: Path | str | None) -> dict[str, Any]:
     """Whether the settings' tickets share a core, and whether one serves another; or what is missing to say so."""
-    told, images = [], []
+    told, images, files = [], [], []
     transfers = transfer.table(profile, results)
     if len(transfers):
-        write_csv(made / "tables" / "transfer.csv", transfers.drop(columns="folder"))
+        files.append(made / "tables" / "transfer.csv")
+        write_csv(files[-1], transfers.drop(columns="folder"))
     for method in (method for method in reversed(LOTTERY) if method in set(study.found.method)):
         seed = similarity.common_seed(study.found, method, study.ticket)
         try:
-            matrix, core = similarity.shared_core(study.found, study.ticket, method, seed)
+            which = study.found, study.ticket, method, seed
+            (matrix, core), pairs = similarity.shared_core(*which), similarity.beyond_starts(*which)
         except SettingsError:
             continue
         told += sentences.of_settings(core, matrix, method, study.ticket)
+        told += sentences.of_starts(pairs, method, study.ticket)
         title = f"{method}, round {study.ticket}, seed {seed}"
         paths = figures.save(figures.similarity_matrix(matrix, title), made / "figures", f"core-{method}")
-        write_csv(made / "tables" / f"core-{method}.csv", matrix.round(6))
+        for name, frame in {f"core-{method}": matrix, f"core-{method}-beyond": pairs}.items():
+            files.append(made / "tables" / f"{name}.csv")
+            write_csv(files[-1], frame.round(6))
         images.append({"image": inline(paths), "title": title})
         if gap := similarity.missing(study.found, method, seed, study.ticket, profile):
             told.append(f"Whether the tickets of all settings share a core cannot be said yet: {gap}.")
-    return {"told": [*told, *transfer.in_words(transfers)], "figures": images}
+    settings = analysis.open_run(study.found[study.found.finished].folder.iloc[0]).settings
+    told += [*transfer.in_words(transfers), *_unused(settings, study.ticket)]
+    return {"told": told, "figures": images, "files": [path.relative_to(made).as_posix() for path in files]}
 
 
 def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, Any]:
@@ -184,13 +193,17 @@ def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, A
         scores = model_tables.cut_scores(profile, results, setting)
         scores = scores[scores.seed.isin(found.seed[found.setting == setting])]
         if len(scores):
-            write_csv(made / "tables" / f"{setting}-beyond.csv", scores)
+            files.append(made / "tables" / f"{setting}-beyond.csv")
+            write_csv(files[-1], scores)
             drawn["beyond"] = (model_figures.beyond(scores), "Cut once, globally and layer by layer")
         part = {
             "name": setting,
             "table": _html(tables.as_text(numbers)),
             "files": [path.relative_to(made).as_posix() for path in files],
             "training": model_tables.of_training(found[found.setting == setting]),
+            "caption": tables.caption(numbers),
+            "tuning": f"{chains.TUNING:.0%}",
+            "gains": model_tables.of_gains(numbers),
             "told": model_tables.in_words(scores) if len(scores) else [],
             "left_out": model_tables.missing(found, setting),
         }
@@ -199,7 +212,7 @@ def _models(made: Path, profile: str, results: Path | str | None) -> dict[str, A
             for name, (figure, title) in drawn.items()
         ]
         parts.append(part | {"figures": images})
-    shown = counts[["model", "published", "found", "configuration", "note", "original recipe"]]
+    shown = counts[["model", "published", "found", "configuration", "note", "authors' recipe"]]
     html = shown.to_html(index=False, border=0, formatters={"found": "{:,}".format})
     return {"counts": html, "told": model_tables.of_sizes(found), "parts": parts}
 
@@ -212,7 +225,7 @@ def inline(paths: Iterable[Path]) -> str:
 
 
 def missing(found: pd.DataFrame) -> list[str]:
-    """Lists the chains that are not finished: of each setting that was begun, every method with every seed.
+    """Lists the chains that are not finished: of each setting that was begun, every method with every seed of any.
 
     Args:
         found: what ``analysis.runs`` returned.
@@ -223,7 +236,7 @@ def missing(found: pd.DataFrame) -> list[str]:
     lines = []
     for setting, group in found.groupby("setting", sort=False):
         for method in METHODS:
-            for seed in sorted(group.seed.unique()):
+            for seed in sorted(found.seed.unique()):
                 run = group[(group.method == method) & (group.seed == seed)]
                 if run.empty:
                     lines.append(f"{setting}, {method}, seed {seed}: not begun")
@@ -286,6 +299,11 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
         for path in sorted(folder.glob("round*/round.json")):
             round_facts = analysis.read_json(path)
             seconds += round_facts["training_seconds"] + round_facts["evaluation_seconds"]
+    tested = {}
+    for folder in found[found.method == "dense"].drop_duplicates("setting").folder:
+        images = pd.read_csv(folder / "round00" / "metrics.csv", usecols=["task", "name"]).groupby("task", sort=False)
+        tested |= images.name.count().to_dict()
+    values["test images"] = [", ".join(f"{task} {count}" for task, count in tested.items())]
     alone = "" if found.seed.nunique() > 1 else " (one seed: no spread is known)"
     head = {
         "settings": ", ".join(dict.fromkeys(found.setting)),

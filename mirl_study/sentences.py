@@ -10,6 +10,7 @@ from mirl_study.settings import LOTTERY
 from mirl_study.similarity import INITIAL
 
 MARGIN = 0.1  # dB
+FAR = 3  # standard deviations that are no chance, for a handful of pairs
 EQUAL = 0.02  # an interquartile range of densities below this is rounding
 
 
@@ -34,9 +35,10 @@ def findings(
     ended, sizes = ended[ended.setting == setting], sizes[sizes.setting == setting]
     lotteries = [method for method in reversed(LOTTERY) if method in set(own.method)]
     families = scores[(scores.setting == setting) & scores.task.isin(analysis.FAMILIES)]
-    sentences = [_gain(own[own.method == "dense"], families[families.method == "dense"], margin)]
+    what = "the mean of the families" if families.task.nunique() > 1 else setting
+    sentences = [_gain(own[own.method == "dense"], families[families.method == "dense"], margin, what)]
     for method in lotteries:
-        sentences.append(_close(own[own.method == method], method, margin))
+        sentences.append(_close(own[own.method == method], method, margin, what))
         if families.task.nunique() > 1:
             sentences.append(_by_family(families[families.method == method], method, margin))
     for method in lotteries:
@@ -46,19 +48,19 @@ def findings(
     sentences += [_identity(ended[ended.method == method], method) for method in lotteries]
     sentences += [_scale(sizes[sizes.method == method], method) for method in lotteries]
     sentences += [_end(scores[(scores.setting == setting) & (scores.method == method)], method) for method in lotteries]
-    sentences += [_scatter(own[own.method == method], method) for method in lotteries]
+    sentences += [_scatter(own[own.method == method], method, what) for method in lotteries]
     if len(lotteries) == 2:
-        sentences.append(_above(own))
+        sentences.append(_above(own, what))
     return sentences
 
 
-def _gain(dense: pd.DataFrame, families: pd.DataFrame, margin: float) -> str:
+def _gain(dense: pd.DataFrame, families: pd.DataFrame, margin: float, what: str) -> str:
     """What the dense network gains over its input, in all and by family."""
     if dense.empty:
         return "There is no finished dense run."
     gains = dense.psnr - dense.input_psnr
     side = "above" if gains.mean() >= 0 else "below"
-    text = f"On the mean of the families, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
+    text = f"On {what}, the dense network is {abs(gains.mean()):.2f} dB {side} its input"
     spread = f"mean of {len(gains)} seeds; {signed(gains.min())} to {signed(gains.max())} dB"
     alone = f"seed {dense.seed.iloc[0]}; one seed: no spread is known"
     text += f" ({alone if len(gains) == 1 else spread})"
@@ -84,16 +86,15 @@ def _where(near: list[int], delta: pd.Series) -> str:
     return f"in every round, {near[0]} to {near[-1]}" if near == every and len(near) > 1 else f"in {in_rounds(near)}"
 
 
-def _close(own: pd.DataFrame, method: str, margin: float) -> str:
+def _close(own: pd.DataFrame, method: str, margin: float, what: str) -> str:
     """In which rounds a lottery is within the margin of its dense network."""
     delta = own.pivot(index="round", columns="seed", values="delta").dropna()
     if delta.empty:
         return f"{method}: there is no dense run to compare it with."
     mean, density = delta.mean(axis=1), own.groupby("round").density.mean()
     near = _near(mean, margin)
-    text = (
-        f"{method}, on the mean of the families, is within {margin:g} dB of its dense network, or above, "
-        f"{_where(near, mean)}" + (f" (density {density[near[-1]]:.1%} in the last of them)" if near else "")
+    text = f"{method}, on {what}, is within {margin:g} dB of its dense network, or above, {_where(near, mean)}" + (
+        f" (density {density[near[-1]]:.1%} in the last of them)" if near else ""
     )
     if delta.shape[1] == 1:
         return f"{text}; seed {delta.columns[0]} alone."
@@ -162,7 +163,9 @@ def _identity(ended: pd.DataFrame, method: str) -> str:
         early = (
             f" (and in round {row.identity_round} before)" if lasting and row.identity_round < row.identity_from else ""
         )
-        parts.append(f"{text}{early} with seed {row.seed}")
+        full = pd.isna(row.emptied_round) or row.identity_round < row.emptied_round
+        why = ", before any layer was empty: its mask would let it restore" if full else ""
+        parts.append(f"{text}{early} with seed {row.seed}{why}")
     others = ended[ended.identity_round.isna()]
     never = f"; never with {_seeds(others.seed)}" if len(others) else ""
     return f"{method}: the network is the identity ({rule}) {'; '.join(parts)}{never}."
@@ -176,15 +179,16 @@ def _end(own: pd.DataFrame, method: str) -> str:
     return f"{method}: in its last round, {own['round'].max()}, it scores, against its input, {', '.join(parts)}."
 
 
-def _scatter(own: pd.DataFrame, method: str) -> str:
+def _scatter(own: pd.DataFrame, method: str, what: str) -> str:
     """How much the score moves from one round to the next: what a difference between two points has to exceed."""
-    wide = own.pivot(index="round", columns="seed", values="psnr").sort_index()
+    moving = own[~(own.change <= IDENTITY)]  # what returns its input does not move, and says nothing of scatter
+    wide = moving.pivot(index="round", columns="seed", values="psnr").sort_index()
     steps = wide.diff().abs().stack()
     if steps.empty:
-        return f"{method} has no round after the dense one."
+        return f"{method} has no two rounds in a row to tell its scatter from."
     return (
-        f"{method}: from one round to the next its score on the mean of the families moves by {steps.median():.2f} dB "
-        f"in the median, {steps.max():.2f} dB at most; smaller differences between two points mean little."
+        f"{method}: from one round to the next the score of one seed on {what} moves by {steps.median():.2f} dB in the "
+        f"median, {steps.max():.2f} dB at most; smaller differences between two points of one seed mean little."
     )
 
 
@@ -194,7 +198,8 @@ def _scale(sizes: pd.DataFrame, method: str) -> str:
     values = last.rank_correlation.dropna()
     if values.empty or (last.spread < EQUAL).all():
         return (
-            f"{method}: but for rounding, layers are equally dense; the size of their initial weights decides nothing."
+            f"{method}: but for rounding, and the rate of the output layer, layers are equally dense: between layers, "
+            "the size of their initial weights decides nothing."
         )
     shown = ", ".join(f"{row.rank_correlation:+.2f} with seed {row.seed}" for row in last.dropna().itertuples())
     return (
@@ -203,7 +208,7 @@ def _scale(sizes: pd.DataFrame, method: str) -> str:
     )
 
 
-def _above(own: pd.DataFrame) -> str:
+def _above(own: pd.DataFrame, what: str) -> str:
     """From which round on global stays above layer-wise."""
     wide = own[own.method.isin(LOTTERY)].pivot(index="round", columns=["method", "seed"], values="psnr")
     difference = (wide["MIR-L-G"] - wide["MIR-L-LW"]).dropna(axis=1, how="all").dropna().loc[1:]
@@ -217,13 +222,13 @@ def _above(own: pd.DataFrame) -> str:
     if since is not None:
         part = mean.loc[since:]
         gap = f"by {part.min():.2f} to {part.max():.2f} dB" if len(part) > 1 else f"by {part.min():.2f} dB"
-        who = f"on the mean of the families, {gap} ({who})"
+        who = f"on {what}, {gap} ({who})"
         return (
             f"From round {since} on, to the last common one, {last}, MIR-L-G is above MIR-L-LW {who}; in all, {count}."
         )
     some = f"it is above in {in_rounds(above)} only" if above else "it is above in no round"
     return (
-        f"There is no round from which on MIR-L-G stays above MIR-L-LW on the mean of the families: {some}; "
+        f"There is no round from which on MIR-L-G stays above MIR-L-LW on {what}: {some}; "
         f"in the last common one, {last}, the difference is {signed(mean[last])} dB ({who}); in all, {count}."
     )
 
@@ -326,6 +331,8 @@ def _survived(last: pd.DataFrame, method: str) -> str:
     parts = [part for part in words if part in set(last.part)]
     parts = parts[:2] if "effective" in parts else parts
     texts = []
+    if "effective" in parts and not last.kept[last.part == "effective"].any():
+        texts, words = ["no weight is effective"], words | {"rest": "those that are kept"}
     for part in parts:
         own = last[(last.part == part) & (last.kept > 0)]
         if len(own):
@@ -387,9 +394,10 @@ def _idle(own: pd.DataFrame, method: str, index: int) -> str:
         for name, part in share.items()
     }
     return (
-        f"{method}, round {index}: of the kept weights {texts['effective']} are effective: they carry the image to the "
-        f"output, and their size matters. {texts['sign_only']} set but a sign (alone in feeding a channel of q or k), "
-        f"{texts['constant']} carry a constant, and {texts['idle']} are idle: without them the output is the same. "
+        f"{method}, round {index}: of the kept weights {texts['effective']} are effective: by the mask, they carry the "
+        f"image to the output, and their size matters. {texts['sign_only']} set but a sign (alone in feeding a channel "
+        f"of q or k), {texts['constant']} carry a constant, and {texts['idle']} are idle: without them the output is "
+        "the same. "
         f"Density is {rows.of_prunable.mean():.1%} of the prunable weights, {rows.of_effective.mean():.1%} by those "
         f"that are effective; {rows.of_trainable.mean():.1%} of all parameters are left; "
         f"{(rows.dead / rows.units).mean():.1%} of the units are dead ({_seeds(rows.seed)})."
@@ -445,15 +453,40 @@ def of_settings(core: dict[str, float], matrix: pd.DataFrame, method: str, index
     first = matrix[(matrix.a == INITIAL) & (matrix.b != INITIAL)].set_index("b").iou
     names = sorted({*pairs.a, *pairs.b})
     closer = sum(row.iou > max(first[row.a], first[row.b]) for row in pairs.itertuples())
-    end = (
-        "so these masks show no core beyond the initial values" if not closer else "the others need no more than those"
-    )
     return [
         f"{method}, round {index}: the tickets of {', '.join(names)} have {core['core']:,.0f} weights in common, "
         f"{core['share']:.1%} of what one keeps; by chance it would be {core['chance']:.1%}.",
         f"Two of them have an IoU of {pairs.iou.min():.3f} to {pairs.iou.max():.3f}, by chance "
         f"{pairs.chance.min():.3f} to {pairs.chance.max():.3f}; with the mask that keeps what was largest at "
         f"initialisation, and has seen no image, it is {first.min():.3f} to {first.max():.3f}. In {closer} of "
-        f"{counted(len(pairs), 'pair')} the two are closer to each other than either is to that mask"
-        + (f": {end}." if closer < len(pairs) else "."),
+        f"{counted(len(pairs), 'pair')} the two are closer to each other than either is to that mask.",
+    ]
+
+
+def of_starts(pairs: pd.DataFrame, method: str, index: int) -> list[str]:
+    """Says whether the settings' tickets share more than where their weights stood at initialisation explains.
+
+    Args:
+        pairs: what ``similarity.beyond_starts`` returned.
+        method, index: whose tickets, of which round.
+
+    Returns:
+        A sentence; none if there is one setting only.
+    """
+    if pairs.empty:
+        return []
+    more = int((pairs.z > FAR).sum())
+    excess = pairs.both / pairs.expected - 1
+    end = "No core beyond the initial sizes is seen"
+    if more:
+        end = (
+            f"In {more} of {counted(len(pairs), 'pair')} there is a core beyond them, of training or of how the "
+            "weights of one start act together"
+        )
+    return [
+        f"{method}, round {index}: masks that depend on the initial sizes alone, each in its own way, would share "
+        f"{pairs.expected.mean():,.0f} weights, mean of {counted(len(pairs), 'pair')}; the tickets share "
+        f"{pairs.both.mean():,.0f}. The difference is {signed(100 * excess.min(), 1)} to "
+        f"{signed(100 * excess.max(), 1)} %, {signed(pairs.z.min(), 1)} to {signed(pairs.z.max(), 1)} standard "
+        f"deviations of chance. {end} (a pair counts from {FAR} on)."
     ]

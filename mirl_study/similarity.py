@@ -5,16 +5,19 @@ n d1 d2 of them, give or take the standard deviation of the hypergeometric law. 
 initial values, and a large initial value is kept more often whatever is trained on. So there is a second baseline:
 masks that know nothing but the initial sizes, at the same layer densities. Of two such masks one holds the other in
 each layer, which gives their IoU from the counts alone; ``by_initial_size`` makes one, as one more row to compare with.
+That two masks are both closer to a third one than to each other does not say that it is all they have in common:
+``beyond_start`` asks that.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from mirl_study import criteria
 from mirl_study.analysis import RUN, load_masks, open_run
@@ -27,6 +30,7 @@ BITS = np.array([value.bit_count() for value in range(1 << 16)], dtype=np.uint8)
 COLUMNS = ["iou", "chance", "initial", "both", "expected", "z"]  # of what ``pair`` returns
 PAPERS = ("derain", "dehaze", "denoise", "all_in_one")
 INITIAL = "largest at initialisation"
+BINS, LEAST = 64, 64  # of initial sizes, a layer: at most so many, and at least so many weights in each
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,34 @@ def by_initial_size(settings: Settings, like: Mask) -> Mask:
     return criteria.prune(whole, scores, 0.0, "layerwise", {name: 1 - d for name, d in like.densities().items()})
 
 
+def beyond_start(a: Mask, b: Mask, sizes: Mapping[str, Tensor]) -> dict[str, float]:
+    """Asks whether two masks share more than where their weights stood at initialisation explains.
+
+    The weights of each layer are put into bins by their initial size. Masks that depend on that size in whatever way,
+    but on nothing else in common, share in each bin what independence says.
+
+    Args:
+        a, b: masks of one network and one initialisation.
+        sizes: initial magnitudes by parameter name.
+
+    Returns:
+        ``both``, ``expected`` (weights), ``z`` (both less expected, in standard deviations; missing where nothing is
+        left open).
+    """
+    both = expected = variance = 0.0
+    for name in a:
+        order = sizes[name].flatten().argsort().numpy()
+        one, other = (mask[name].flatten().numpy()[order] for mask in (a, b))
+        edges = np.linspace(0, len(one), max(1, min(BINS, len(one) // LEAST)) + 1).astype(int)
+        n = np.diff(edges)
+        p, q = (np.add.reduceat(kept.astype(np.int64), edges[:-1]) for kept in (one, other))
+        both += np.count_nonzero(one & other)
+        expected += (p * q / n).sum()
+        variance += (p * (n - p) * q * (n - q) / (n**2 * np.maximum(n - 1, 1))).sum()
+    z = (both - expected) / variance**0.5 if variance else float("nan")
+    return {"both": both, "expected": float(expected), "z": float(z)}
+
+
 def tickets(
     found: pd.DataFrame,
     index: int,
@@ -256,6 +288,24 @@ def shared_core(
     masks = {row.setting: Mask.load(_round(row.folder, index) / "mask.npz") for row in own.itertuples()}
     like = masks[own.setting.iloc[0]]
     return matrix(masks | {INITIAL: by_initial_size(open_run(own.folder.iloc[0]).settings, like)}), core(masks)
+
+
+def beyond_starts(found: pd.DataFrame, index: int, method: str = "MIR-L-G", seed: int = 0) -> pd.DataFrame:
+    """Asks of every two settings' tickets whether they share more than their initial values explain.
+
+    Args:
+        found, index, method, seed: as ``shared_core`` takes them.
+
+    Returns:
+        A row a pair: ``a``, ``b`` (settings), and what ``beyond_start`` returns.
+    """
+    own = _finished(found, method, seed, index)
+    masks = {row.setting: Mask.load(_round(row.folder, index) / "mask.npz") for row in own.itertuples()}
+    settings = open_run(own.folder.iloc[0]).settings
+    network = dict(build_network(settings.network, settings.seed).named_parameters())
+    sizes = {name: network[name].detach().abs() for name in next(iter(masks.values()))}
+    rows = [{"a": a, "b": b, **beyond_start(masks[a], masks[b], sizes)} for a, b in combinations(masks, 2)]
+    return pd.DataFrame(rows, columns=["a", "b", "both", "expected", "z"])
 
 
 def common_seed(found: pd.DataFrame, method: str, index: int) -> int:

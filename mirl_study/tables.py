@@ -165,6 +165,8 @@ def as_text(numbers: pd.DataFrame) -> pd.DataFrame:
     text = {("", "method"): numbers.method.map(lambda name: names.get(name, name))}
     if "round" in numbers:
         text["", "round"] = numbers["round"].map(_or_dash("{:d}"))
+    if numbers.seeds.nunique() > 1:
+        text["", "seeds"] = numbers.seeds.map(_or_dash("{:d}"))
     if "recipe" in numbers:  # of models that are not pruned
         text["", "recipe"] = numbers.recipe.map(_or_dash("{}"))
     for name in numbers.columns:
@@ -209,6 +211,7 @@ def caption(numbers: pd.DataFrame) -> str:
     seeds = numbers.seeds.dropna()
     many = counted(int(seeds.min()), "seed") if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()} seeds"
     spread = "one seed: no spread is known" if seeds.max() == 1 else "± is the sample standard deviation over seeds"
+    spread += "; differences to dense are paired by seed" if "mean_delta" in numbers and seeds.max() > 1 else ""
     lottery = numbers[numbers.method.isin(LOTTERY)]
     rounds = "; ".join(
         f"{row.method} round {row.round}: {row.pruned:.1%} of all parameters pruned" for row in lottery.itertuples()
@@ -233,7 +236,10 @@ def write_table(numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """
     text = as_text(numbers)
     flat = text.set_axis([column if group != THEIRS else f"paper: {column}" for group, column in text.columns], axis=1)
-    source = " Columns that begin with “paper” are copied from arXiv 2510.14463: other network, data and steps."
+    source = (
+        " Columns that begin with “paper” are copied from arXiv 2510.14463: other network, data and steps (a "
+        "compression that is not stated there follows from the parameters)."
+    )
     source = source if THEIRS in set(text.columns.get_level_values(0)) else ""
     return _write(numbers, flat, text, caption(numbers), source, folder, name)
 

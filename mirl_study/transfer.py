@@ -17,6 +17,7 @@ from mirl_study.settings import LOTTERY, SETTINGS, SettingsError, choose
 from mirl_study.similarity import PAPERS
 from mirl_study.store import Run
 
+STILL = 0.005  # dB: closer than this to the input, on the mean, and nothing was restored
 COLUMNS = ["to", "from", "method", "seed", "round", "task", "psnr", "input_psnr", "delta", "density", "folder"]
 
 
@@ -109,7 +110,7 @@ def table(profile: str, results: Path | str | None = None) -> pd.DataFrame:
 
 
 def in_words(transfers: pd.DataFrame) -> list[str]:
-    """Says of each transfer how far it is from the ticket that its setting has found for itself.
+    """Says for each setting how masks that were found on others do there, beside its own ticket.
 
     Args:
         transfers: what ``table`` returned.
@@ -122,19 +123,20 @@ def in_words(transfers: pd.DataFrame) -> list[str]:
     told = []
     means = transfers[transfers.task == "mean"]
     for (to, method, index), group in means.groupby(["to", "method", "round"], sort=False):
-        own = group[group["from"] == to].set_index("seed").psnr
-        for source, other in group[group["from"] != to].groupby("from", sort=False):
-            apart = (other.set_index("seed").psnr - own).dropna()
-            name = f"The mask of {method} round {index} found on {source}, trained on {to},"
-            if apart.empty:
-                told.append(f"{name} scores {other.psnr.mean():.2f} dB; {to} has no ticket of its own to compare with.")
-                continue
-            least, mean, most = map(signed, (apart.min(), apart.mean(), apart.max()))
-            each = f"{least} to {most} dB, " if len(apart) > 1 else ""
-            told.append(
-                f"{name} is {mean} dB from the ticket that was found on {to} ({each}{len(apart)} "
-                f"seed{'s' if len(apart) > 1 else ''})."
+        cells = {}
+        for source, rows in group.groupby("from", sort=False):
+            against = (
+                f"{signed(rows.delta.mean())} dB" if rows.delta.notna().all() else f"{rows.psnr.mean():.2f} dB in all"
             )
+            still = (rows.psnr - rows.input_psnr).abs().max() <= STILL
+            seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+            cells[source] = f"{against}{' (it returns its input)' if still else ''}{seeds}"
+        own = f"its own ticket {cells.pop(to)}" if to in cells else "it has no such ticket of its own"
+        others = ", ".join(f"the mask of {source} {text}" for source, text in cells.items())
+        told.append(f"Trained on {to}, {method}, round {index}, against the dense network: {own}; {others}.")
+    for method, group in transfers.groupby("method", sort=False):
+        if gone := missing(group):
+            told.append(f"{method}: not tried are {', '.join(gone)}.")
     return told
 
 

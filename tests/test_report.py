@@ -140,7 +140,7 @@ def test_sentences_say_what_happened():
     scores = made_up(chain("MIR-L-G", [25, 25.2, 24.95, 24.5]), chain("MIR-L-LW", [25, 25.3, 24, 20]))
     text = said(scores, empty=[("derain", "MIR-L-LW", 0, 3, "output", 0)])
     assert "dense network is 5.00 dB above its input (seed 0; one seed: no spread is known)" in text
-    near = "MIR-L-G, on the mean of the families, is within 0.1 dB of its dense network, or above, in rounds 1 to 2"
+    near = "MIR-L-G, on derain, is within 0.1 dB of its dense network, or above, in rounds 1 to 2"
     assert f"{near} (density 64.0% in the last of them); seed 0 alone." in text
     assert "MIR-L-G: no layer lost all its weights in its 3 rounds" in text
     assert "MIR-L-LW: the first layer emptied in round 3, output (seed 0)." in text
@@ -384,7 +384,7 @@ def test_families_are_judged_one_by_one():
 def test_families_that_the_dense_network_does_not_restore_are_named():
     whole = chain("dense", [25.0]).query("task == 'mean'")
     each = [whole.assign(task=task, psnr=20 + gain) for task, gain in (("derain", 0.05), ("dehaze", 5.0))]
-    text = sentences._gain(whole, pd.concat(each), 0.1)
+    text = sentences._gain(whole, pd.concat(each), 0.1, "the mean of the families")
     assert "; by family: derain +0.05 dB; dehaze +5.00 dB. On derain it is within 0.1 dB of its input" in text
 
 

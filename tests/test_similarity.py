@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -98,6 +99,35 @@ def several(smoke_results, tmp_path_factory):
     return root, analysis.runs("smoke", root)
 
 
+def sized(keep: np.ndarray) -> Mask:
+    return Mask({"layer.weight": torch.from_numpy(keep).view(100, -1)})
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 8.0])
+def test_what_depends_on_initial_sizes_alone_is_no_core(sharpness):
+    """Masks drawn by size, whatever the law, are as far from chance as chance goes; one weight in fifty is seen."""
+    rng = np.random.default_rng(0)
+    sizes = rng.random(40_000)
+    chances = [1 / (1 + np.exp(-sharpness * (sizes - at))) for at in (0.4, 0.7)]
+    initial = {"layer.weight": torch.from_numpy(sizes).view(100, -1)}
+    scores = []
+    for _ in range(30):
+        one, other = (rng.random(len(sizes)) < chance for chance in chances)
+        found = similarity.beyond_start(sized(one), sized(other), initial)
+        assert found["both"] == np.count_nonzero(one & other)
+        scores.append(found["z"])
+    assert abs(np.mean(scores)) < 0.8 and 0.6 < np.std(scores) < 1.4
+    core = rng.random(len(sizes)) < 0.02
+    assert similarity.beyond_start(sized(one | core), sized(other | core), initial)["z"] > 3
+
+
+def test_nothing_is_left_open_where_all_or_none_is_kept():
+    initial, whole = {"layer.weight": torch.rand(100, 2)}, np.ones(200, bool)
+    for keep in (whole, ~whole):
+        found = similarity.beyond_start(sized(keep), sized(keep), initial)
+        assert found["both"] == found["expected"] == keep.sum() and np.isnan(found["z"])
+
+
 def test_labels_name_what_differs(several):
     _, found = several
     assert list(similarity.tickets(found, 2, settings=["all_in_one"])) == ["MIR-L-LW", "MIR-L-G"]
@@ -120,8 +150,13 @@ def test_do_the_settings_share_a_core(several):
     assert f"have {core['core']:,} weights in common" in first and f"{a.iou(b):.3f}" in second
     near = max(table.set_index(["a", "b"]).iou[INITIAL, name] for name in masks)
     assert f"In {int(a.iou(b) > near)} of 1 pair" in second
-    none = table.assign(iou=[0.1 if INITIAL not in pair else 0.9 for pair in zip(table.a, table.b, strict=True)])
-    assert "no core beyond the initial values" in sentences.of_settings(core, none, "MIR-L-G", 2)[1]
+    pairs = similarity.beyond_starts(found, 2, "MIR-L-G", 0)
+    assert [*pairs[["a", "b", "both"]].iloc[0]] == ["all_in_one", "derain", (a & b).kept]
+    (told,) = sentences.of_starts(pairs, "MIR-L-G", 2)
+    assert f"{pairs.expected[0]:,.0f} weights, mean of 1 pair; the tickets share {(a & b).kept:,}" in told
+    assert "In 1 of 1 pair there is a core beyond them" in sentences.of_starts(pairs.assign(z=4.0), "MIR-L-G", 2)[0]
+    assert "No core beyond" in sentences.of_starts(pairs.assign(z=2.9), "MIR-L-G", 2)[0]
+    assert sentences.of_starts(pairs.iloc[:0], "MIR-L-G", 2) == []
     gap = similarity.missing(found, "MIR-L-G", 0, 2, "smoke")
     assert "of the settings dehaze, denoise: mirl study --profile smoke --setting dehaze" in gap and "\n" not in gap
     with pytest.raises(SettingsError, match="round=5"):

@@ -47,9 +47,16 @@ def test_the_table_sets_it_beside_the_settings_own_ticket(played):
     dense = lottery.dense_round(load_settings("smoke", setting="derain"), root, "cpu", show=False)
     gap = made.scores.psnr["derain"] - dense.scores.psnr["derain"]
     assert means.delta["all_in_one"] == pytest.approx(gap)
-    (sentence,) = transfer.in_words(table)
-    apart = made.scores.psnr["derain"] - own.scores.psnr["derain"]
-    assert f"found on all_in_one, trained on derain, is {apart:+.2f} dB".replace("-", "−") in sentence.replace("-", "−")
+    sentence, missing = transfer.in_words(table)
+    mine = own.scores.psnr["derain"] - dense.scores.psnr["derain"]
+    texts = [f"{value:+.2f} dB".replace("-", "−") for value in (mine, gap)]
+    assert sentence.startswith(
+        f"Trained on derain, MIR-L-G, round 2, against the dense network: its own ticket {texts[0]}"
+    )
+    assert f"the mask of all_in_one {texts[1]}" in sentence and "all_in_one -> derain" not in missing
+    assert missing.startswith("MIR-L-G: not tried are derain -> dehaze")
+    still = table.assign(psnr=table.input_psnr)
+    assert transfer.in_words(still)[0].count("(it returns its input)") == 2
 
 
 def test_no_transfer_is_said_in_one_line(smoke_results):

@@ -68,7 +68,8 @@ def beyond(scores: pd.DataFrame, task: str = "mean") -> Figure:
 
     Returns:
         A panel a model, all on one scale: dB above the degraded input against the density that it was cut to; a point a
-        seed, lines through the means, the level of the dense network, and a ring where a layer emptied. A panel is
+        seed, lines through the means, the level of the dense network, and a ring, in the line's colour, where a layer
+        emptied. A panel is
         grey where the dense network itself is below its input: there pruning has nothing to lose.
     """
     own = scores[scores.task == task]
@@ -90,7 +91,7 @@ def beyond(scores: pd.DataFrame, task: str = "mean") -> Figure:
                 means = line.groupby("density").gain.mean()
                 axis.plot(means.index, means, color=mark["color"], linestyle=mark["linestyle"], lw=2)
                 empty = line[line.emptied > 0]
-                axis.plot(empty.density, empty.gain, ls="", marker="o", ms=13, mfc="none", mec="black", mew=1.5)
+                axis.plot(empty.density, empty.gain, ls="", marker="o", ms=13, mfc="none", mec=mark["color"], mew=1.5)
             axis.set_xscale("log")
             axis.invert_xaxis()
             densities = sorted(part.density.unique())

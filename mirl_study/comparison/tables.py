@@ -22,7 +22,7 @@ def counted() -> pd.DataFrame:
 
     Returns:
         A row a model: ``model``, ``published`` (text, in millions, with the digits of the paper), ``found``,
-        ``agrees`` (less than one unit of the last digit away), ``configuration``, ``note``, ``original recipe``,
+        ``agrees`` (less than one unit of the last digit away), ``configuration``, ``note``, ``authors' recipe``,
         ``source``, ``licence``.
     """
     rows = []
@@ -30,7 +30,7 @@ def counted() -> pd.DataFrame:
         digits = len(model.published.partition(".")[2])
         row = {"model": model.title, "published": model.published, "found": model.found}
         row["agrees"] = abs(model.found / 1e6 - float(model.published)) < 10**-digits
-        row |= {"configuration": model.configuration, "note": model.note, "original recipe": str(ORIGINAL[name])}
+        row |= {"configuration": model.configuration, "note": model.note, "authors' recipe": str(ORIGINAL[name])}
         rows.append(row | {"source": model.source, "licence": model.licence})
     return pd.DataFrame(rows)
 
@@ -120,37 +120,57 @@ def learnt(scores: pd.DataFrame, task: str = "mean") -> pd.Series:
 def in_words(scores: pd.DataFrame) -> list[str]:
     """Says, density by density, in how many models the global cut is above the layer-wise one.
 
-    Models whose dense network is below its input are named, and not counted. So are, at each density, those of which
-    neither cut leaves a network above its input.
+    Models whose dense network is below its input are named, and not counted.
 
     Args:
         scores: what ``cut_scores`` returned.
     """
     gains = learnt(scores)
     failed = [f"{MODELS[name].title} ({signed(gain)} dB)" for name, gain in gains.items() if gain <= 0]
-    lines = []
+    lines, beyond = [], []
     if failed:
         lines.append(
-            f"{len(failed)} of {len(gains)} dense networks are below their input, and are not counted in what follows, "
-            f"for there is nothing that pruning could take from them: {', '.join(failed)}."
+            f"{len(failed)} of {len(gains)} dense networks are below their input on the mean of the families: what "
+            f"they lose or gain when cut says little, and they are not counted in what follows: {', '.join(failed)}."
         )
     rows = gap(scores[scores.model.isin(gains.index[gains > 0])])
     rows = rows.assign(best=rows[list(SCOPES)].max(axis=1) + rows.model.map(gains))
     for density, cut in rows.groupby("density", sort=False):
-        alive = cut[cut.best > 0]
-        gone = [MODELS[name].title for name in cut.model[cut.best <= 0]]
-        note = f" Of {', '.join(gone)} neither cut leaves anything above the input." if gone else ""
-        if alive.empty:
-            lines.append(f"Cut to {density:.0%}, no network is above its input, in either way.")
-            continue
-        each = [f"{MODELS[row.model].title} {signed(row.difference)} dB" for row in alive.itertuples()]
-        seeds = alive.seeds.max()
+        each = [f"{MODELS[row.model].title} {signed(row.difference)} dB" for row in cut.itertuples()]
+        gone = [MODELS[name].title for name in cut.model[cut.best <= STILL]]
+        note = f" Of {', '.join(gone)} neither is above the input by then, on the mean of the families." if gone else ""
+        seeds = "one seed" if cut.seeds.max() == 1 else f"up to {cut.seeds.max()} seeds"
         lines.append(
-            f"Cut to {density:.0%}, the global cut is above the layer-wise one in {(alive.difference > 0).sum()} of "
-            f"{len(alive)}: {', '.join(each)} ({'one seed' if seeds == 1 else f'up to {seeds} seeds'})."
-            f"{note}"
+            f"Cut to {density:.0%}, the global cut is above the layer-wise one in {(cut.difference > 0).sum()} of "
+            f"{len(cut)}: {', '.join(each)} ({seeds}).{note}"
+        )
+        others = cut[(cut.model != "promptir") & (cut.best > STILL)]
+        beyond.append(f"{(others.difference > 0).sum()} of {len(others)} at {density:.0%}")
+    if beyond:
+        lines.append(
+            "Beyond PromptIR, and among networks that restore something after the cut, global is above layer-wise in "
+            f"{', '.join(beyond)}. One cut is no lottery: a hint, not a verdict."
         )
     return lines
+
+
+STILL = 0.005  # dB: closer than this to the input, on the mean, and nothing was restored
+
+
+def of_gains(table: pd.DataFrame) -> list[str]:
+    """Names the models that are below their input, or return it.
+
+    Args:
+        table: what ``comparison_table`` returned.
+    """
+    below = [f"{_called(row)} {signed(row.gain)} dB" for row in table.itertuples() if row.gain < -STILL]
+    still = [_called(row) for row in table.itertuples() if abs(row.gain) <= STILL]
+    told = (("Below their input", below), ("Return their input", still))
+    return [f"{words}: {', '.join(names)}." for words, names in told if names]
+
+
+def _called(row: Any) -> str:
+    return row.method if row.recipe == STUDY else f"{row.method} (recipe “{row.recipe}”)"
 
 
 def of_training(found: pd.DataFrame) -> list[str]:

@@ -327,7 +327,7 @@ def denominators_figure(counts: pd.DataFrame) -> Figure:
         for method in methods:
             own = dead[dead.method == method]
             _by_seed(axes[-1], own["round"], 100 * own.share, MARKS[method], method)
-        axes[-1].set(title="units that keep idle weights alone, or none", xlabel="round", ylabel="dead units / %")
+        axes[-1].set(title="units that keep idle\nweights alone, or none", xlabel="round", ylabel="dead units / %")
         for axis in axes:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles = [line for axis in (axes[0], axes[-1]) for line in axis.get_legend_handles_labels()[0]]

@@ -40,7 +40,13 @@ def figure1(scores: pd.DataFrame, collapse: pd.DataFrame | None = None, setting:
             axis.set_ylabel("PSNR / dB")
         for axis in axes[-columns:]:
             axis.set_xlabel("parameters left (all, log scale; pruned to the right)")
-        figure.legend(handles=_keys(scores, collapse), loc="outside lower center", ncols=5, fontsize=11, frameon=False)
+        figure.legend(
+            handles=_keys(scores, collapse),
+            loc="outside lower center",
+            ncols=5 if columns > 1 else 2,
+            fontsize=11,
+            frameon=False,
+        )
     return figure
 
 
