@@ -34,6 +34,7 @@ FAMILIES = {name: tasks for name, tasks in TASKS.items() if name != "all_in_one"
 SINGLE = tuple(task for tasks in FAMILIES.values() for task in tasks)  # every task, in the order of the tables
 RUN = ["setting", "method", "seed"]  # what names a run
 IDENTITY = 1e-3  # dB: closer than this on every test image, and the network returns its input
+STILL = 5e-3  # dB: closer than this to the input on the mean, and nothing was restored
 BLOCK = re.compile(r"(?P<stage>\w+?)(?:\.\d+)?\.(?P<part>(?:attn|ffn|norm\d)\..+)")
 
 

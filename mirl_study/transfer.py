@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mirl_study.analysis import by_task, dense_folder, profile_folder, read_json, signed
+from mirl_study.analysis import STILL, by_task, dense_folder, profile_folder, read_json, signed
 from mirl_study.comparison import build_network
 from mirl_study.lottery import Bench, Round, only_round, train_and_score
 from mirl_study.progress import Progress
@@ -17,7 +17,6 @@ from mirl_study.settings import LOTTERY, SETTINGS, SettingsError, choose
 from mirl_study.similarity import PAPERS
 from mirl_study.store import Run
 
-STILL = 0.005  # dB: closer than this to the input, on the mean, and nothing was restored
 COLUMNS = ["to", "from", "method", "seed", "round", "task", "psnr", "input_psnr", "delta", "density", "folder"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mirl_study
 from mirl_study.store import project_root
 
 LAB = "notebooks/00_lottery_lab.ipynb"
@@ -59,7 +60,7 @@ def test_on_colab_the_lab_fetches_the_project_and_elsewhere_nothing(tmp_path):
     here.mkdir()
     git = ["git", "-c", "user.name=n", "-c", "user.email=n@n", "-C", str(there)]
     (there / "mirl_study").mkdir(parents=True)
-    (there / "mirl_study" / "__init__.py").write_text("FETCHED = True\n")
+    (there / "mirl_study" / "__init__.py").touch()
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *words], check=True)
     script = "\n".join(
@@ -70,7 +71,7 @@ def test_on_colab_the_lab_fetches_the_project_and_elsewhere_nothing(tmp_path):
             "if len(sys.argv) > 1: sys.modules['google.colab'] = types.ModuleType('colab')",
             cell,
             cell,  # run twice, as people do
-            "import mirl_study; print(getattr(mirl_study, 'FETCHED', False), os.getcwd())",
+            "import importlib.util; print(importlib.util.find_spec('mirl_study').origin, os.getcwd())",
         ]
     )
     told = {
@@ -80,6 +81,9 @@ def test_on_colab_the_lab_fetches_the_project_and_elsewhere_nothing(tmp_path):
     }
     how = {"cwd": here, "env": {**os.environ, **told}, "capture_output": True, "text": True, "check": True}
     elsewhere = subprocess.run([sys.executable, "-c", script], **how).stdout
-    assert elsewhere.split() == ["False", str(here)] and not list(here.iterdir())
+    assert elsewhere.split() == [mirl_study.__file__, str(here)] and not list(here.iterdir())
     colab = subprocess.run([sys.executable, "-c", script, "colab"], **how).stdout
-    assert colab.splitlines() == ["['pip', 'install', '--quiet']", f"True {here / 'mirl_study'}"]
+    assert colab.splitlines() == [
+        "['pip', 'install', '--quiet']",
+        f"{here / 'mirl_study' / 'mirl_study' / '__init__.py'} {here / 'mirl_study'}",
+    ]

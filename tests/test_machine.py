@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_freed_memory_is_not_asked_for_again():
     # By how small blocks happen to lie between large ones, the heap may grow in the first few steps; then it stays.
-    steps = 40
+    steps = 24
 
     def faults(keep: bool) -> int:
         script = FAULTS.format(keep=keep, steps=steps)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mirl_study.analysis import SINGLE, by_task, dense_folder, open_run, profile_folder, signed
+from mirl_study.analysis import SINGLE, STILL, by_task, dense_folder, open_run, profile_folder, signed
 from mirl_study.comparison import MODELS
 from mirl_study.comparison.recipes import ORIGINAL
 from mirl_study.figures import count
@@ -152,9 +152,6 @@ def in_words(scores: pd.DataFrame) -> list[str]:
             f"{', '.join(beyond)}. One cut is no lottery: a hint, not a verdict."
         )
     return lines
-
-
-STILL = 0.005  # dB: closer than this to the input, on the mean, and nothing was restored
 
 
 def of_gains(table: pd.DataFrame) -> list[str]:
