@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from ipywidgets import widgets as ipy
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from mirl_study import Mask, SettingsError, analysis, criteria, evaluation, load_settings, settings, verdicts, widgets
-from mirl_study.widgets import exercises, predictions
+from mirl_study.widgets import exercises, predictions, stations
 from mirl_study.widgets.lab import kept_only, spread
 from mirl_study.widgets.panel import FRONT_ENDS
 
@@ -272,6 +273,47 @@ def test_what_opens_does_not_answer_the_question_before_it(lab, panels):
     assert exercises.check_empty(layer.options[layer.start], lab).startswith(layer.options[layer.start])
 
 
+@pytest.mark.parametrize("density", [0.8**7, 0.8**15])
+def test_the_threshold_is_of_the_whole_network(density, lab):
+    """A layer without a weight has no say in it: its largest weight lies below."""
+    mask, (flat, own) = lab.pruned(density, "global"), stations.thresholds(lab, density)
+    kept = torch.cat([lab.magnitudes[name][keep] for name, keep in mask.items()])
+    left = torch.cat([lab.magnitudes[name][~keep] for name, keep in mask.items()])
+    assert 10**flat == pytest.approx(kept.min().item(), rel=1e-5) and left.max() <= kept.min()
+    assert all(lab.magnitudes[name].max() < kept.min() for name in mask.emptied()) and mask.emptied()
+    assert len(own) == len(mask)
+
+
+def test_a_picture_of_the_prune_panel_has_the_threshold(lab, monkeypatch):
+    panel, seen, real = widgets.prune(lab), [], Line2D.set_ydata
+    monkeypatch.setattr(Line2D, "set_ydata", lambda line, values: seen.append(values) or real(line, values))
+    panel.at(density=f"{0.8**15:.1%}")
+    assert seen[0] == [stations.thresholds(lab, 0.8**15)[0]] * 2
+
+
+def test_layers_that_prune_empties_are_named(panels):
+    assert "global 5 (output, up2_1.body.0 and 3 more)" in panels["prune"].at(density=f"{0.8**10:.1%}")[1]
+
+
+def test_the_viewer_tells_the_mean_over_all_images_beside_a_crop(lab, panels):
+    words = panels["viewer"].at(picture="dehaze", left="dense", right="global ticket, round 5")[1]
+    for method, index in (("dense", 0), ("MIR-L-G", 5)):
+        assert f"{lab.curve(method, 'dehaze')[index]:.2f} dB over all test images" in words
+    assert "over all test images" not in panels["viewer"].at(left="target", right="target")[1]
+
+
+def test_a_chain_that_falls_out_and_comes_back_is_told_so(lab):
+    delta = lab.curve("MIR-L-G", "derain") - lab.levels.psnr["derain"]
+    again = [str(index) for index in range(1, lab.rounds + 1) if delta[index] >= -0.1]
+    told = f"derain: already round 1 falls out of it, back within it or above in round {', '.join(again)};"
+    assert delta[1] < -0.1 and told in predictions.holds(lab).told
+
+
+def test_a_dense_run_says_nothing_of_pruning(panels):
+    assert "prunable weights" not in panels["browse"].at(folder="all_in_one, dense, seed 0")[1]
+    assert "prunable weights" in panels["browse"].at(folder="all_in_one, MIR-L-G, seed 0")[1]
+
+
 def test_a_network_that_returns_its_input_is_called_so(lab, panels):
     assert "does nothing" not in panels["prune"].at()[1]
     assert "<b>global</b> scores what the input scores" in panels["prune"].at(density=f"{0.8**12:.1%}")[1]
@@ -362,6 +404,7 @@ def test_checks_hint_and_do_not_tell(lab):
     assert "earlier" in exercises.check_round(first + 1, lab)
     empty = lab.mask("MIR-L-G", lab.rounds).emptied()[0].removesuffix(".weight")
     assert exercises.check_empty(empty, lab).startswith("right")
+    assert exercises.check_empty(lab.layers.index(empty), lab) == exercises.check_empty(empty, lab)
     assert "still keeps" in exercises.check_empty(lab.layers[0], lab)
     assert exercises.check_control("reinit", lab).startswith("right")
     assert "another mask" in exercises.check_control("shuffled", lab)

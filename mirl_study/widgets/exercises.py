@@ -15,9 +15,13 @@ from mirl_study.network import build_network
 from mirl_study.settings import load_settings, nearest
 from mirl_study.widgets.lab import Lab
 
+WANTED = "put your answer in `answer`; a wrong one gets a hint"  # before a try, no hint
+
 
 def check_round(answer: Any, lab: Lab, density: float = 0.5) -> str:
     """Checks: the first round whose tickets keep less than a share of the prunable weights."""
+    if answer is None:
+        return WANTED
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer <= lab.rounds:
         hint = f"each round keeps {1 - lab.settings.rate:.0%} of the weights that the one before has kept"
         return f"put a whole number from 0 to {lab.rounds} in `answer`; hint: {hint}"
@@ -30,21 +34,25 @@ def check_round(answer: Any, lab: Lab, density: float = 0.5) -> str:
 
 
 def check_empty(answer: Any, lab: Lab, index: int | None = None) -> str:
-    """Checks: a layer that the global lottery has emptied by its last round."""
+    """Checks: a layer, by its name or number, that the global lottery has emptied by its last round."""
     index = lab.rounds if index is None else index
     mask = lab.mask("MIR-L-G", index)
     empty = [name.removesuffix(".weight") for name in mask.emptied()]
     if not empty:
         return f"round {index} of this lottery has emptied no layer: any answer would be wrong"
+    if answer is None:
+        return WANTED
+    if type(answer) is int and 0 <= answer < len(lab.layers):
+        answer = lab.layers[answer]
     if answer not in lab.layers:
         near = nearest(str(answer), lab.layers)
         hint = "in station 5 an empty layer is a cross at the bottom, and the list of layers has the numbers below it"
-        return f"put a layer's name in `answer`{near}; hint: {hint}"
+        return f"put a layer's name, or its number in `lab.layers`, in `answer`{near}; hint: {hint}"
     kept = int(mask[f"{answer}.weight"].sum())
     return (
         f"right: {answer} has nothing left"
         if not kept
-        else f"{answer} still keeps {kept} weights in round {index}; look deeper in the network"
+        else f"{answer} still keeps {kept} weights in round {index}; look for a cross in station 5, last round"
     )
 
 
@@ -54,6 +62,8 @@ def check_control(answer: Any, lab: Lab, method: str = "MIR-L-G") -> str:
     frame = frame[~frame.control.isin(["ticket", "dense"])].drop_duplicates("control").set_index("control")
     if frame.empty:
         return "no control has been played in these results"
+    if answer is None:
+        return WANTED
     if answer not in frame.index:
         near = nearest(str(answer), frame.index)
         return f"put the name of a control in `answer`{near}; hint: station 4 says what each changes"
@@ -100,8 +110,8 @@ def play(criterion: Criterion, scope: str = "global", seed: int = 0, rate: float
         rate: fraction of the weights left that leaves in a round.
 
     Returns:
-        A row a round: ``round``, ``density``, ``emptied`` (layers), ``sparsest`` and ``densest`` (densities of
-        layers), ``psnr`` and ``input_psnr`` (dB, mean over tasks).
+        A row a round: ``round``, ``density``, ``emptied`` (layers, of ``layers``), ``sparsest`` and ``densest``
+        (densities of layers), ``psnr`` and ``input_psnr`` (dB, mean over tasks).
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder, criteria.trial("yours", criterion):
@@ -110,6 +120,6 @@ def play(criterion: Criterion, scope: str = "global", seed: int = 0, rate: float
             mask, scores = played.mask, played.scores
             ends = min(mask.densities().values()), max(mask.densities().values())
             means = scores.psnr.mean(), scores.input_psnr.mean()
-            rows.append((played.index, mask.density(), len(mask.emptied()), *ends, *means))
-    columns = ["round", "density", "emptied", "sparsest", "densest", "psnr", "input_psnr"]
+            rows.append((played.index, mask.density(), len(mask.emptied()), len(mask), *ends, *means))
+    columns = ["round", "density", "emptied", "layers", "sparsest", "densest", "psnr", "input_psnr"]
     return pd.DataFrame(rows, columns=columns)

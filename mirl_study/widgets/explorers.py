@@ -60,6 +60,10 @@ class Viewer:
         for (side, one), (name, index) in zip(made.items(), (left, right), strict=True):
             known = f"{one.psnr:.2f} dB, SSIM {one.ssim:.3f}" if one.psnr == one.psnr else "no target to compare with"
             known = "what it should be" if name == "target" and one.psnr == one.psnr else known
+            if picture not in self.own and name != "target":
+                given = self.lab.levels.input_psnr[picture]
+                whole = given if name == "input" else self.lab.curve(name, picture)[index]
+                known += f" on this crop; {whole:.2f} dB over all test images of this task"
             label = f"{NAMES[name]}, round {index}" if name in NAMES else name
             told.append(f"{side}: <b>{label}</b> ({known})")
         return png(_split(made["left"].image, made["right"].image, place)), "; ".join(told)
@@ -162,14 +166,17 @@ def browse(lab: Lab) -> Panel:
     def draw(folder: Any) -> tuple[None, str]:
         facts = read_json(folder / "run.json")
         settings, scores = open_run(folder).settings, pd.read_csv(folder / "summary.csv")
+        dense = facts["method"] == "dense"
         line = {
             "method": facts.get("control") or facts["method"],
             "prunable weights": f"by {settings.criterion}, {settings.scope}, {settings.rate:.0%} a round",
-            "training": f"{settings.steps} steps a round, batches of {settings.batch_size}",
+            "training": f"{settings.steps} steps{'' if dense else ' a round'}, batches of {settings.batch_size}",
             "device": facts.get("device", ""),
             "torch": facts.get("versions", {}).get("torch", ""),
             "started": facts.get("started", ""),
         }
+        if dense:
+            del line["prunable weights"]
         table = scores  # of a probe: it has no rounds
         if {"round", "density"} <= set(scores):
             places = ["round", "density"]

@@ -41,6 +41,7 @@ class Lab:
         found: what ``analysis.runs`` returned.
         folders: of ``dense``, ``MIR-L-G`` and ``MIR-L-LW``.
         samples: the middle of the first test image of each task, by task.
+        photographs: how many different targets the test images have.
     """
 
     profile: str
@@ -51,6 +52,7 @@ class Lab:
     found: pd.DataFrame
     folders: dict[str, Path]
     samples: dict[str, Sample]
+    photographs: int
 
     @classmethod
     def open(
@@ -74,9 +76,11 @@ class Lab:
             )
         settings = analysis.open_run(folders["dense"]).settings
         samples: dict[str, Sample] = {}
-        for sample in load_bank(settings, "test", project_root()).samples():
+        bank = load_bank(settings, "test", project_root())
+        for sample in bank.samples():
             samples.setdefault(sample.task, middle(sample))
-        return cls(profile, setting, seed, results, settings, found, folders, samples)
+        targets = {row.target for rows in bank.rows.values() for row in rows}
+        return cls(profile, setting, seed, results, settings, found, folders, samples, len(targets))
 
     @functools.cached_property
     def scores(self) -> pd.DataFrame:

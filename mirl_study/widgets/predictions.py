@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from IPython.display import HTML, display
 from ipywidgets import widgets as ipy
 
@@ -89,7 +90,7 @@ def holds(lab: Lab, method: str = "MIR-L-G") -> Question:
     """How long a chain of tickets stays within the margin of its dense network."""
     task = lab.panels[0]
     delta = lab.curve(method, task) - lab.levels.psnr[task]
-    last, again = within_margin(delta, CLOSE)
+    last, _ = within_margin(delta, CLOSE)
     edges = sorted({0, lab.rounds // 3, 2 * lab.rounds // 3, lab.rounds})
     spans = [(low + 1, high) for low, high in zip(edges, edges[1:], strict=False)]
     names = [
@@ -99,13 +100,16 @@ def holds(lab: Lab, method: str = "MIR-L-G") -> Question:
     place = 0 if last is None else next(n for n, (low, high) in enumerate(spans, 1) if low <= last <= high)
     text = f"pruned little by little and trained again each time, how long does the {NAMES[method]} ticket stay "
     text += f"within {CLOSE} dB of the dense network, on {heading(task)}?"
-    told = f"Seed {lab.seed}: {'already round 1 falls out of it' if last is None else f'up to round {last}'}"
-    told += f"; back within it in round {', '.join(map(str, again))}." if again else "."
-    by_family = {
-        name: within_margin(lab.curve(method, name) - lab.levels.psnr[name], CLOSE)[0] for name in lab.panels[1:]
-    }
-    more = ", ".join(f"{name}: {'none' if end is None else f'up to round {end}'}" for name, end in by_family.items())
+    told = f"Seed {lab.seed}: {_stays(delta)}."
+    more = "; ".join(f"{name}: {_stays(lab.curve(method, name) - lab.levels.psnr[name])}" for name in lab.panels[1:])
     return Question(text, tuple(names), names[place], told + (f" By family: {more}." if more else ""))
+
+
+def _stays(delta: pd.Series) -> str:
+    """Says how long scores stay within the margin, or above it, and when they come back."""
+    last, again = within_margin(delta, CLOSE)
+    told = "already round 1 falls out of it" if last is None else f"up to round {last}"
+    return told + (f", back within it or above in round {', '.join(map(str, again))}" if again else "")
 
 
 def ahead(lab: Lab) -> Question:

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -26,8 +27,8 @@ COLORS = sns.color_palette("colorblind")
 DENSE = {"color": "0.15", "linestyle": ":", "lw": 1.6}
 INPUT = {"color": "0.35", "linestyle": "-.", "lw": 1.3}
 ONLY = {  # of two masks: what a weight is, its colour; told apart by their lightness, too
-    "kept by neither": (0.95, 0.95, 0.95),
-    "kept by both": (0.0, 0.0, 0.0),
+    "kept by neither": mpl.colormaps["cividis"](0.0)[:3],
+    "kept by both": mpl.colormaps["cividis"](1.0)[:3],
     "only by A": COLORS[0],
     "only by B": COLORS[1],
 }
@@ -65,7 +66,8 @@ def degrade(lab: Lab) -> Panel:
         return canvas.png(), (
             f"<b>{task}</b>: on this crop the network changes PSNR by <b>{made.psnr - given.psnr:+.2f} dB</b> and SSIM "
             f"from {given.ssim:.3f} to {made.ssim:.3f}. On all test images of this task, whole, PSNR changes by "
-            f"{lab.levels.psnr[task] - lab.levels.input_psnr[task]:+.2f} dB on average."
+            f"{lab.levels.psnr[task] - lab.levels.input_psnr[task]:+.2f} dB on average; the test images of all "
+            f"tasks together show {lab.photographs} different photographs."
         )
 
     tasks = list(lab.samples)
@@ -106,7 +108,7 @@ def prune(lab: Lab) -> Panel:
         made = {method: lab.restored_pruned(task, density, LOTTERY[method]) for method in NAMES}
         given, dense, wanted = (lab.restored(task, name) for name in ("input", "dense", "target"))
         masks = {method: lab.pruned(density, LOTTERY[method]) for method in NAMES}
-        flat, own = thresholds[density]
+        flat, own = edges[density]
         cut.set_xdata([flat] * 2)
         level.set_ydata([flat] * 2)
         stairs.set_ydata(own)
@@ -114,24 +116,18 @@ def prune(lab: Lab) -> Panel:
         for artist, (name, one), axis in zip(images, named.items(), axes, strict=True):
             artist.set_data(_pixels(one.image))
             axis.set_title(name if name == "target" else f"{name}, {one.psnr:.2f} dB")
-        emptied = {NAMES[method]: len(mask.emptied()) for method, mask in masks.items()}
+        emptied = ", ".join(f"{NAMES[method]} {_some(mask.emptied())}" for method, mask in masks.items())
         idle = [NAMES[method] for method, one in made.items() if abs(one.psnr - given.psnr) < analysis.IDENTITY]
         note = f" <b>{' and '.join(idle)}</b> scores what the input scores: that network does nothing any more."
         return canvas.png(), (
             f"<b>{masks['MIR-L-G'].kept:,}</b> of {masks['MIR-L-G'].size:,} prunable weights are left in both. "
             f"Against the whole network ({dense.psnr:.2f} dB here): "
             + ", ".join(f"{NAMES[m]} <b>{made[m].psnr - dense.psnr:+.2f} dB</b>" for m in made)
-            + f". Layers without a weight: {', '.join(f'{name} {count}' for name, count in emptied.items())}."
+            + f". Layers without a weight: {emptied}."
         ) + (note if idle else "")
 
     steps = {f"{0.8**k:.1%}": 0.8**k for k in range(16)}
-    thresholds = {}
-    for density in steps.values():  # here, so that a callback has no weights to sort
-        edges = {
-            method: [_threshold(lab.magnitudes[name], keep, low) for name, keep in lab.pruned(density, scope).items()]
-            for scope, method in SCOPES.items()
-        }
-        thresholds[density] = min(edges["MIR-L-G"]), edges["MIR-L-LW"]
+    edges = {density: thresholds(lab, density, low) for density in steps.values()}  # here: a callback sorts no weights
     tasks = list(lab.samples)
     choices = {
         "density": Choice("Density", steps, next(iter(steps)), "slider"),
@@ -212,7 +208,7 @@ def scopes(lab: Lab) -> Panel:
     third = {
         "color": COLORS[4],
         "marker": "D",
-        "mec": "0.15",
+        "mec": COLORS[4],
         "mfc": "white",
         "linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
     }
@@ -241,7 +237,7 @@ def scopes(lab: Lab) -> Panel:
         return drawn[task], "<br>".join(told_scopes(lab, task, played))
 
     choices = {"task": Choice("Score", options(lab.panels), lab.panels[-1])}  # the question before it is of the first
-    return Panel(choices, draw, [{"task": task} for task in lab.panels[:3]])
+    return Panel(choices, draw, [{"task": task} for task in lab.panels])
 
 
 def luck(lab: Lab, method: str = "MIR-L-G") -> Panel:
@@ -312,10 +308,11 @@ def _told(row: Any) -> str:
     """What the seeds say of one control against the ticket."""
     if row.seeds < 2:
         return f"It is {row['mean']:+.2f} dB to the ticket in its one seed, and one seed tells nothing apart."
-    ends = f"{row['mean']:+.2f} dB to the ticket, 95 % interval {row.low:+.2f} to {row.high:+.2f} dB, {row.seeds} seeds"
+    interval = f"95 % interval {row.low:+.2f} to {row.high:+.2f} dB, {row.seeds} seeds"
     if row.low > 0 or row.high < 0:
-        return f"It is told apart: {ends}."
-    return f"It cannot be told from the ticket: {ends}."
+        word = "better" if row.low > 0 else "worse"
+        return f"It is clearly {word} than the ticket, by {abs(row['mean']):.2f} dB ({interval})."
+    return f"It cannot be told from the ticket: {row['mean']:+.2f} dB to it, {interval}."
 
 
 def tickets(lab: Lab) -> dict[str, tuple[Any, str]]:
@@ -344,15 +341,15 @@ def explore(lab: Lab) -> Panel:
         axis = bottom.subplots()
         axis.set(ylabel="density", yscale="log", ylim=(floor / 2, 1.6), xlim=(-1, count))
         axis.set_xlabel("prunable layer, by its number in the list; above, the part of the network")
+        axis.xaxis.set_major_locator(MultipleLocator(5))
         for start, name in _parts(lab.layers).items():
             axis.axvline(start - 0.5, color="0.7", lw=0.6)
-            axis.text(start, 2, name, fontsize=8, color="0.3")
+            axis.text(start, 2, name, fontsize=8.5, color="black")
         lines, empty = {}, {}
         for place, (name, mark, cross) in enumerate((("A", "o", "x"), ("B", "s", "+"))):
             look = {"color": COLORS[place], "ls": ""}
-            (lines[name],) = axis.plot(
-                range(count), [1] * count, **look, marker=mark, ms=4.5, mec="0.2", mew=0.4, label=name
-            )
+            shape = {"ms": 6, "mfc": "none", "mew": 1.3} if place else {"ms": 4.5, "mec": "0.2", "mew": 0.4}
+            (lines[name],) = axis.plot(range(count), [1] * count, **look, **shape, marker=mark, label=name)
             (empty[name],) = axis.plot(
                 range(count), [1] * count, **look, marker=cross, ms=6, mew=1.5, label=f"{name}, empty"
             )
@@ -443,6 +440,27 @@ def _fit(artist: AxesImage, values: np.ndarray) -> None:
     artist.set_data(values)
     artist.set_extent((-0.5, width - 0.5, height - 0.5, -0.5))
     artist.axes.set_aspect("auto")
+
+
+def thresholds(lab: Lab, density: float, low: float = -12) -> tuple[float, list[float]]:
+    """log10 of the smallest magnitudes that a cut at once keeps: global, and layer-wise in each layer.
+
+    Args:
+        lab: whose dense network.
+        density: to which it is pruned.
+        low: what is smaller is raised to it.
+    """
+    masks = {scope: lab.pruned(density, scope) for scope in SCOPES}
+    values, keep = (torch.cat([part.flatten() for part in own.values()]) for own in (lab.magnitudes, masks["global"]))
+    own = [_threshold(lab.magnitudes[name], part, low) for name, part in masks["layerwise"].items()]
+    return _threshold(values, keep, low), own
+
+
+def _some(names: list[str], room: int = 2) -> str:
+    """Counts layers and names the last ones, since nothing gets round the output layer."""
+    told = [name.removesuffix(".weight") for name in names[::-1]]
+    more = [f"{len(told) - room} more"] if len(told) > room else []
+    return f"{len(told)}" + (f" ({' and '.join([', '.join(told[:room]), *more])})" if told else "")
 
 
 def _threshold(values: Tensor, keep: Tensor, low: float) -> float:
