@@ -344,8 +344,9 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
 
     Executed notebooks, logs and the runs that are not finished stay behind. So do trained weights, but for those that
     the lab prunes and compares: of the dense network and the lotteries of each setting's smallest seed, as long as they
-    take no more than 20 MB; and of each figure, the larger one of its two files. Where somebody's images lie on this
-    machine does not matter to a reader: of a data folder outside the project, only the name is kept.
+    take no more than 20 MB; pictures of other seeds than the smallest; and of each figure, the larger one of its two
+    files. Where somebody's images lie on this machine does not matter to a reader: of a data folder outside the
+    project, only the name is kept.
 
     Args:
         profile: whose results.
@@ -373,12 +374,9 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     names = {place.encode(): Path(place).name.encode() for place in places if Path(place).is_absolute()}
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    files = [
-        path
-        for run in runs
-        for path in [*run.glob("*"), *run.glob("round*/*")]
-        if path.name in REFERENCE or path.suffix == ".png"
-    ]
+    files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
+    first = {run.parent: run for run in sorted(runs, key=_seed, reverse=True)}  # whose pictures the report shows
+    files += [path for run in first.values() for path in [*run.glob("*.png"), *run.glob("round*/*.png")]]
     files += _weights([run for run in runs if run.parents[2] == source])
     files += [path for path in (source / "report").rglob("*") if path.is_file() and not _has_smaller_twin(path)]
     for path in files:
@@ -406,11 +404,15 @@ def _weights(runs: Sequence[Path]) -> list[Path]:
     chains = [run for run in runs if run.parent.name in ("dense", *LOTTERY)]
     for setting in dict.fromkeys(run.parents[1] for run in chains):
         own = [run for run in chains if run.parents[1] == setting]
-        first = min((run.name for run in own), key=lambda name: int(name.removeprefix("seed")))
-        more = [path for run in own if run.name == first for path in sorted(run.glob("round*/weights.safetensors"))]
+        first = min(map(_seed, own))
+        more = [path for run in own if _seed(run) == first for path in sorted(run.glob("round*/weights.safetensors"))]
         if sum(path.stat().st_size for path in [*chosen, *more]) <= REFERENCE_WEIGHTS:
             chosen += more
     return chosen
+
+
+def _seed(run: Path) -> int:
+    return int(run.name.removeprefix("seed"))
 
 
 def _name(chain: Chain) -> str:

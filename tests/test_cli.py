@@ -376,7 +376,9 @@ def test_the_reference_keeps_what_is_finished_without_logs(tmp_path, capsys):
     where = "/home/somebody/images/fair"
     facts = json.dumps({"settings": {"data": where}})
     figure = tmp_path / "smoke/report/figures/a.svg"
-    for path in [*(done / name for name in kept + left), started / "run.json", figure]:
+    more, pictures = [f"../seed1/{name}" for name in kept], ["derain-input.png", "round00/derain-restored.png"]
+    left += [f"../seed1/{name}" for name in pictures]
+    for path in [*(done / name for name in kept + more + pictures + left), started / "run.json", figure]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(facts)
     figure.with_suffix(".png").write_text(2 * facts)  # the larger one of two files of a figure
@@ -386,15 +388,17 @@ def test_the_reference_keeps_what_is_finished_without_logs(tmp_path, capsys):
     code, out, _ = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path)
     target = tmp_path / "reference" / "smoke"
     files = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert code == 0 and out.strip() == f"{target}: 7 files"
-    assert files == {f"all_in_one/dense/seed0/{name}" for name in kept} | {"report/figures/a.svg"}
+    assert code == 0 and out.strip() == f"{target}: 15 files"
+    expected = {f"all_in_one/dense/{seed}/{name}" for seed in ("seed0", "seed1") for name in kept}
+    pictured = {f"all_in_one/dense/seed0/{name}" for name in pictures}
+    assert files == expected | pictured | {"report/figures/a.svg"}
     # a place on this machine is nobody's business, a name may be
     assert json.loads((target / "all_in_one/dense/seed0/run.json").read_text()) == {"settings": {"data": "fair"}}
     assert where not in (target / "report/figures/a.svg").read_text()
     named = tmp_path / "kept" / "smoke-fair"
     for _ in range(2):  # the second one replaces the first
         code, out, _ = mirl(capsys, "reference", "--profile", "smoke", "--results", tmp_path, "--to", named)
-        assert code == 0 and out.strip() == f"{named}: 7 files"
+        assert code == 0 and out.strip() == f"{named}: 15 files"
     assert sorted(path.name for path in named.parent.iterdir()) == ["smoke-fair"]
 
 
