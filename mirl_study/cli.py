@@ -211,13 +211,14 @@ def study(
     metavar="DIR",
     help="The folder: results/reference/laptop-real. [default: reference/PROFILE of the results]",
 )
-def reference(profile: str, results: str | None, to: Path | None) -> None:
+@click.option("--no-pictures", is_flag=True, help="Of test images that may not be passed on, keep none.")
+def reference(profile: str, results: str | None, to: Path | None, no_pictures: bool) -> None:
     """Copy the finished runs and the report of a profile to results/reference/; of the weights, what the lab needs."""
     from mirl_study import study as runner
     from mirl_study.settings import choose, profiles
 
     try:
-        folder, count = runner.keep_reference(choose("profile", profile, profiles()), results, to)
+        folder, count = runner.keep_reference(choose("profile", profile, profiles()), results, to, not no_pictures)
     except runner.StudyFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{folder}: {count} files")
@@ -231,11 +232,12 @@ def reference(profile: str, results: str | None, to: Path | None) -> None:
     metavar="DIR",
     help="Folder to write. [default: report/ in the profile's results; a temporary one for a reference]",
 )
-def report(profile: str, results: str | None, out: str | None) -> None:
+@click.option("--no-pictures", is_flag=True, help="Show no test images: not all may be passed on.")
+def report(profile: str, results: str | None, out: str | None, no_pictures: bool) -> None:
     """Write tables, figures and one page from finished runs; nothing is trained (try --results results/reference)."""
     from mirl_study import report as page
 
-    click.echo(page.write(results, profile, out=out))
+    click.echo(page.write(results, profile, out=out, pictures=not no_pictures))
 
 
 @cli.command()

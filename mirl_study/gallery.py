@@ -94,12 +94,13 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
-def draw(study: Study, setting: str) -> tuple[list[Plate], list[str]]:
+def draw(study: Study, setting: str, pictures: bool = True) -> tuple[list[Plate], list[str]]:
     """Draws the figures of one setting.
 
     Args:
         study: what ``look`` returned.
         setting: whose.
+        pictures: whether to show test images.
 
     Returns:
         The figures, and sentences on those that could not be drawn.
@@ -114,6 +115,8 @@ def draw(study: Study, setting: str) -> tuple[list[Plate], list[str]]:
         *_pairs(study, own, setting, lotteries),
     ]
     plates += _weights(study, own, setting)
+    if not pictures:
+        return plates, ["No restored images: they were not wanted (--no-pictures)."]
     try:
         plates += _images(own, setting)
     except FileNotFoundError as error:

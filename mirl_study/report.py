@@ -31,6 +31,7 @@ def write(
     profile: str = "laptop",
     margin: float = MARGIN,
     out: Path | str | None = None,
+    pictures: bool = True,
 ) -> Path:
     """Writes the report of a profile: ``index.html``, which holds its figures, and ``tables/`` and ``figures/``.
 
@@ -42,6 +43,7 @@ def write(
         margin: dB below dense that still counts as close to it.
         out: folder to write; ``report/`` in the profile's results if not given, or, of a reference, which is not
             written to, a temporary folder. A report that is there is replaced.
+        pictures: whether to show test images; not all may be passed on.
 
     Returns:
         The page.
@@ -69,7 +71,7 @@ def write(
         with crew(len(there) > 1) as together:
             study = gallery.look(found, together)
             _write_tables(study, made / "tables")
-            jobs = [partial(_part, study, made, setting, margin, profile, results) for setting in there]
+            jobs = [partial(_part, study, made, setting, margin, profile, results, pictures) for setting in there]
             jobs += [partial(_models, made, profile, results), partial(_between, study, made, profile, results)]
             *parts, models, between = together(jobs)
         run = facts(found)
@@ -109,13 +111,19 @@ def _write_tables(study: gallery.Study, folder: Path) -> None:
 
 
 def _part(
-    study: gallery.Study, made: Path, setting: str, margin: float, profile: str, results: Path | str | None
+    study: gallery.Study,
+    made: Path,
+    setting: str,
+    margin: float,
+    profile: str,
+    results: Path | str | None,
+    pictures: bool,
 ) -> dict[str, Any]:
     """All that the page says of one setting."""
     numbers, seeds = tables.table(study.scores, setting), tables.by_seed(study.scores, setting)
     files = tables.write_table(numbers, made / "tables", setting)
     files += tables.write_seeds(seeds, made / "tables", f"{setting}-seeds")
-    plates, left_out = gallery.draw(study, setting)
+    plates, left_out = gallery.draw(study, setting, pictures)
     drawn = []
     for plate in plates:
         paths = figures.save(plate.figure, made / "figures", f"{setting}-{plate.name}")

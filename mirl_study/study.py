@@ -339,7 +339,9 @@ def run_study(
     return report, report.stat().st_mtime != before
 
 
-def keep_reference(profile: str, results: Path | str | None = None, to: Path | str | None = None) -> tuple[Path, int]:
+def keep_reference(
+    profile: str, results: Path | str | None = None, to: Path | str | None = None, pictures: bool = True
+) -> tuple[Path, int]:
     """Copies a profile's finished runs and report into one folder, replacing the reference that was there.
 
     Executed notebooks, logs and the runs that are not finished stay behind. So do trained weights, but for those that
@@ -352,12 +354,14 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
         profile: whose results.
         results: root of all results.
         to: the folder; ``reference/<profile>`` of the results if not given.
+        pictures: whether test images may be passed on.
 
     Returns:
         The folder, and how many files it holds.
 
     Raises:
-        SettingsError: the folder holds something else than a reference.
+        SettingsError: the folder holds something else than a reference, or the report shows pictures that shall not be
+            passed on.
         StudyFailed: there is no finished run.
     """
     root = results_root(results)
@@ -370,13 +374,17 @@ def keep_reference(profile: str, results: Path | str | None = None, to: Path | s
     runs = sorted(path.parent for depth in depths for path in source.glob(f"{depth}/seed*/summary.csv"))
     if not runs:
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
+    if not pictures and (shown := sorted((source / "report" / "figures").glob("*-restored-*"))):
+        raise SettingsError(
+            f"no-pictures: the report shows {shown[0].name}; mirl report --profile {profile} --no-pictures replaces it"
+        )
     places = {json.loads((run / "run.json").read_text())["settings"].get("data", "") for run in runs}
     names = {place.encode(): Path(place).name.encode() for place in places if Path(place).is_absolute()}
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
     first = {run.parent: run for run in sorted(runs, key=_seed, reverse=True)}  # whose pictures the report shows
-    files += [path for run in first.values() for path in [*run.glob("*.png"), *run.glob("round*/*.png")]]
+    files += [path for run in first.values() if pictures for path in [*run.glob("*.png"), *run.glob("round*/*.png")]]
     files += _weights([run for run in runs if run.parents[2] == source])
     files += [path for path in (source / "report").rglob("*") if path.is_file() and not _has_smaller_twin(path)]
     for path in files:

@@ -402,6 +402,21 @@ def test_the_reference_keeps_what_is_finished_without_logs(tmp_path, capsys):
     assert sorted(path.name for path in named.parent.iterdir()) == ["smoke-fair"]
 
 
+def test_images_that_may_not_be_passed_on_stay_out_of_a_reference(tmp_path, capsys):
+    run, figures = tmp_path / "smoke/all_in_one/dense/seed0", tmp_path / "smoke/report/figures"
+    shown = figures / "all_in_one-restored-derain.svg"
+    for path in (run / "run.json", run / "summary.csv", run / "derain-input.png", figures / "a.svg", shown):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"settings": {}}')
+    words = ["reference", "--profile", "smoke", "--results", tmp_path, "--no-pictures"]
+    code, _, err = mirl(capsys, *words)
+    assert code == 2 and f"no-pictures: the report shows {shown.name}; mirl report" in err
+    assert not (tmp_path / "reference").exists()
+    shown.unlink()
+    code, out, _ = mirl(capsys, *words)
+    assert code == 0 and out.strip().endswith(": 3 files") and not list((tmp_path / "reference").rglob("*.png"))
+
+
 def test_the_reference_keeps_the_weights_of_the_smallest_seed(tmp_path, monkeypatch, capsys):
     chains = [
         f"{setting}/{method}/seed{seed}"

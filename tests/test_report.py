@@ -228,6 +228,12 @@ def test_without_dense_run_and_weights_there_is_still_a_page(smoke_results, tmp_
     assert "nothing was recorded of the trained weights of all_in_one, MIR-L-LW, seed 0" in text
 
 
+def test_images_that_may_not_be_passed_on_are_not_shown(smoke_results, tmp_path, monkeypatch):
+    not_drawn(monkeypatch)
+    text = report.write(smoke_results, "smoke", out=tmp_path / "here", pictures=False).read_text(encoding="utf-8")
+    assert "No restored images: they were not wanted (--no-pictures)" in text and "restored-" not in text
+
+
 def test_a_report_goes_where_it_is_told_and_replaces_nothing_else(smoke_results, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "draw", lambda *_: ([], []))
     page = report.write(smoke_results, "smoke", out=tmp_path / "here")
