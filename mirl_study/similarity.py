@@ -171,16 +171,16 @@ def beyond_start(a: Mask, b: Mask, sizes: Mapping[str, Tensor]) -> dict[str, flo
     """
     both = expected = variance = 0.0
     for name in a:
-        order = sizes[name].flatten().argsort().numpy()
-        one, other = (mask[name].flatten().numpy()[order] for mask in (a, b))
-        edges = np.linspace(0, len(one), max(1, min(BINS, len(one) // LEAST)) + 1).astype(int)
-        n = np.diff(edges)
-        p, q = (np.add.reduceat(kept.astype(np.int64), edges[:-1]) for kept in (one, other))
-        both += np.count_nonzero(one & other)
-        expected += (p * q / n).sum()
-        variance += (p * (n - p) * q * (n - q) / (n**2 * np.maximum(n - 1, 1))).sum()
+        size, one, other = (tensors[name].flatten().numpy() for tensors in (sizes, a, b))
+        bins = max(1, min(BINS, len(size) // LEAST))
+        place = np.minimum(size * (bins / (size.max(initial=0) or 1)), bins - 1).astype(np.int64)
+        counts = np.bincount(4 * place + 2 * one + other, minlength=4 * bins).reshape(bins, 4)  # none, b, a, both
+        n, p, q = counts.sum(1), counts[:, 2:].sum(1), counts[:, 1::2].sum(1)
+        both += counts[:, 3].sum()
+        expected += (p * q / np.maximum(n, 1)).sum()
+        variance += (p * (n - p) * q * (n - q) / np.maximum(n * n * (n - 1.0), 1)).sum()
     z = (both - expected) / variance**0.5 if variance else float("nan")
-    return {"both": both, "expected": float(expected), "z": float(z)}
+    return {"both": int(both), "expected": float(expected), "z": float(z)}
 
 
 def tickets(
