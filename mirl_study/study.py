@@ -354,7 +354,7 @@ def keep_reference(
         profile: whose results.
         results: root of all results.
         to: the folder; ``reference/<profile>`` of the results if not given.
-        pictures: whether test images may be passed on.
+        pictures: whether test images may be passed on; without them, no weights are kept, either: the lab needs both.
 
     Returns:
         The folder, and how many files it holds.
@@ -385,7 +385,8 @@ def keep_reference(
     files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
     first = {run.parent: run for run in sorted(runs, key=_seed, reverse=True)}  # whose pictures the report shows
     files += [path for run in first.values() if pictures for path in [*run.glob("*.png"), *run.glob("round*/*.png")]]
-    files += _weights([run for run in runs if run.parents[2] == source])
+    if pictures:
+        files += _weights([run for run in runs if run.parents[2] == source])
     files += [path for path in (source / "report").rglob("*") if path.is_file() and not _has_smaller_twin(path)]
     for path in files:
         content = path.read_bytes()
