@@ -33,7 +33,7 @@ OLD, NEW = "Wed, 05 Feb 2020 10:00:00 GMT", "Thu, 06 Feb 2020 10:00:00 GMT"
 def an_archive(seed: int = 0) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
-        file.writestr("1.png", random.Random(seed).randbytes(100_000))
+        file.writestr(zipfile.ZipInfo("1.png"), random.Random(seed).randbytes(100_000))
     return out.getvalue()
 
 
