@@ -207,6 +207,7 @@ def test_a_dense_round_is_no_ticket(played, smoke_results):
         controls.play(dense, "reinit", played[0])
 
 
+@pytest.mark.slow
 def test_the_plan_knows_how_long_controls_take(played, case, monkeypatch):
     chains = {chain.method: chain for chain in study.plan([case.settings], [0], played[0], controls=True)}
     for name in controls.TRIALS:

@@ -41,6 +41,7 @@ def train(banks, settings, **how):
     return network, mask, history
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(banks):
     steps = []
     one, mask, history = train(banks, ONE)

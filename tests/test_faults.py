@@ -131,6 +131,7 @@ def test_told_to_stop_it_writes_a_checkpoint_and_ends_as_the_system_would_have_i
     assert seen[0] == 5 and tree(root / GLOBAL) == whole
 
 
+@pytest.mark.slow
 def test_a_second_start_waits_says_for_whom_and_reads_what_the_first_has_done(smoke_results, tmp_path):
     """Method A trains the dense network; B needs it, too."""
     run = Run(SETTINGS, "dense", tmp_path)

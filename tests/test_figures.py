@@ -152,6 +152,7 @@ def test_quality_is_drawn_against_every_cost(study, smoke_results):
     assert any(x == pytest.approx(row.training / 60) for x in places)
 
 
+@pytest.mark.slow
 def test_levels_denominators_and_what_weights_tell_are_drawn(study, smoke_results):
     found = analysis.runs("smoke", smoke_results)
     trained.record_all(found)

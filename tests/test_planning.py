@@ -77,6 +77,7 @@ def test_chains_at_a_time_are_bounded_by_gpus_if_there_are_any(visible, cores, e
     assert study.at_a_time(cores) == expected
 
 
+@pytest.mark.slow
 def test_what_was_measured_goes_by_the_pixels_of_the_test_images():
     settings = load_settings("smoke")
     cost = planning.measure([settings, settings.replace(setting="derain")], "cpu")

@@ -154,6 +154,7 @@ def test_pictures_are_read_with_the_scores_of_the_records(found):
     assert item.name == metrics["name"] and item.images["target"].shape[0] == 3
 
 
+@pytest.mark.slow
 def test_other_data_are_not_passed_off_as_the_runs(root, found, tmp_path, bank):
     shutil.copytree(root / "smoke", tmp_path / "smoke", ignore=shutil.ignore_patterns("survivors.csv"))
     path = tmp_path / "smoke/all_in_one/MIR-L-G/seed0/round02/metrics.csv"
