@@ -137,7 +137,8 @@ def train(
                 watch.see(step, loss, restored, target)
             at.step, at.since = step + 1, at.since + 1
             look = at.step % settings.validate_every == 0 or at.step == stop
-            keep = checkpoints and team.rank == 0 and (at.step == stop or asked or checkpoints.due())
+            writes = checkpoints and team.rank == 0
+            keep = writes and (at.step == stop or asked or checkpoints.due())
             if look:
                 if (bad := watch.first()) is not None:
                     hits = zip(bank.tasks(settings.batch_size, bad), team.gather(watch.patches).tolist(), strict=True)
@@ -150,11 +151,15 @@ def train(
                 seen = validation_loss(network, validation, settings) if validation and not team.rank else math.nan
                 at.rows.append((at.step, rate, mean, seen))
                 at.loss, at.since = torch.zeros_like(at.loss), 0
-            if checkpoints and keep and watch.first() is None:
+            if keep and watch.first() is None:
                 checkpoints.save(at, network, optimizer)
             if on_step:
                 on_step(at.step - first, at.rows[-1][2] if at.rows else math.nan)
-            asked.deliver()
+            ends = bool(asked)  # who asks from here on waits for the next step
+            if writes and ends and not keep and watch.first() is None:  # asked for since the look at the checkpoint
+                checkpoints.save(at, network, optimizer)
+            if ends:
+                asked.deliver()
     return pd.DataFrame(at.rows, columns=HISTORY)
 
 

@@ -210,11 +210,26 @@ def test_a_request_to_stop_waits_for_the_step_and_a_checkpoint(banks, tmp_path, 
             training(banks, settings, path)
         assert signal.getsignal(number) is stop, "what was set before is set again"
     finally:
-        signal.signal(number, former[0])
         signal.signal(signal.SIGINT, former[1])
+        signal.signal(number, former[0])  # last, for it may be the same one
     seen = []
     assert same(training(banks, settings, path, on_step=lambda step, loss: seen.append(step)), training(banks))
     assert seen[:2] == [2, 3], "the signals came within step 2"
+
+
+def test_a_request_that_comes_with_the_progress_of_a_step_has_its_checkpoint_too(banks, tmp_path):
+    """When it is known whether a checkpoint is due, but before the step has ended."""
+    settings, path = SETTINGS.replace(checkpoint_every=1e9), tmp_path / "c.safetensors"
+
+    def ask(step, loss):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        training(banks, settings, path, on_step=ask)
+    seen = []
+    assert same(training(banks, settings, path, on_step=lambda step, loss: seen.append(step)), training(banks))
+    assert seen[:2] == [2, 3]
 
 
 def test_a_handler_that_returns_lets_the_training_go_on(banks, tmp_path):
