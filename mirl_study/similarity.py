@@ -302,8 +302,8 @@ def beyond_starts(found: pd.DataFrame, index: int, method: str = "MIR-L-G", seed
     own = _finished(found, method, seed, index)
     masks = {row.setting: Mask.load(_round(row.folder, index) / "mask.npz") for row in own.itertuples()}
     settings = open_run(own.folder.iloc[0]).settings
-    network = dict(build_network(settings.network, settings.seed).named_parameters())
-    sizes = {name: network[name].detach().abs() for name in next(iter(masks.values()))}
+    network = build_network(settings.network, settings.seed)
+    sizes = criteria.magnitude(criteria.Evidence(network, next(iter(masks.values()))))
     rows = [{"a": a, "b": b, **beyond_start(masks[a], masks[b], sizes)} for a, b in combinations(masks, 2)]
     return pd.DataFrame(rows, columns=["a", "b", "both", "expected", "z"])
 

@@ -70,7 +70,7 @@ def beyond(scores: pd.DataFrame, task: str = "mean") -> Figure:
         A panel a model, all on one scale: dB above the degraded input against the density that it was cut to; a point a
         seed, lines through the means, the level of the dense network, and a ring, in the line's colour, where a layer
         emptied. A panel is
-        grey where the dense network itself is below its input: there pruning has nothing to lose.
+        grey where the dense network itself is below its input: what it loses says little.
     """
     own = scores[scores.task == task]
     own = own.assign(gain=own.psnr - own.input_psnr)

@@ -103,7 +103,7 @@ def gap(scores: pd.DataFrame, task: str = "mean") -> pd.DataFrame:
 
 
 def learnt(scores: pd.DataFrame, task: str = "mean") -> pd.Series:
-    """Says how far the dense network of each model is above its input: one that is not has nothing to lose by pruning.
+    """Says how far the dense network of each model is above its input: what one that is not loses says little.
 
     Args:
         scores: what ``cut_scores`` returned.
