@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, subjects
@@ -27,7 +28,7 @@ TARGETS = {  # row: (what, at least so many times the plain path)
     "batches": ("batches from the data path, against decoding for every sample", 20.0),
     "step_paper": ("training step, `paper` network, 8 x 64x64, CPU float32", 2.5),
     "forward_paper": ("forward on 320x480, `paper` network, CPU float32", 2.2),
-    "step_laptop": ("training step, `laptop` network, CPU float32", 2.0),
+    "step_laptop": ("ten training steps, `laptop` network, CPU float32", 2.0),
     "prune_rewind": ("prune and rewind 33.2M weights, against numpy's percentile", 10.0),
     "metrics": ("PSNR and SSIM of full images, against scikit-image one by one", 3.0),
     "disk": ("disk of a 16-round chain of `paper`: masks, against full checkpoints", 50.0),
@@ -38,6 +39,7 @@ TARGETS = {  # row: (what, at least so many times the plain path)
     "memory_gpu": ("peak memory of a training step on one GPU, `paper` (1 / 0.6 is the aim)", 1 / 0.6),
 }
 MEMORY = {"memory": "step_paper", "memory_gpu": "step_gpu"}  # rows that are another row's peak
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward"}  # of aten
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ"]
 
@@ -143,7 +145,35 @@ def floor(threads: int) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.rand(1, 3, 64, 64))
     step = 3 * 8 * counter.get_total_flops() / 1e9  # backward: a product for the input and one for the weight
-    return rates | {"step_paper_gflop": step, "step_paper_seconds": step / rates["gflop_per_s"]}
+    run = subjects.step_paper("ours")
+    run()
+    with Products() as products:
+        run()
+    return rates | {
+        "step_paper_gflop": step,
+        "step_paper_seconds": step / rates["gflop_per_s"],
+        "step_paper_products_seconds": products.seconds,
+    }
+
+
+class Products(TorchDispatchMode):
+    """Adds up the time that passes in matrix products and convolutions, on a CPU: what no rewriting around them spares.
+
+    Attributes:
+        seconds: in them so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation as it is, and looks at the clock."""
+        start = time.perf_counter()
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ in PRODUCTS:
+            self.seconds += time.perf_counter() - start
+        return result
 
 
 def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
@@ -241,7 +271,9 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, 
         f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}; medians of "
         f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports."
         f"\n\nThe machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
-        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s.\n\n"
+        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s. Of "
+        f"ours, {best['step_paper_products_seconds']:.2f} s pass in the matrix products and convolutions of MKL and "
+        "oneDNN.\n\n"
         f"Share of a `laptop` lottery's notebook that is neither training nor evaluation (aim: under 5 %): {aside}.\n\n"
         + "".join(f"- not measured, for there was no GPU: {what}\n" for what in unmeasured.values())
     )
