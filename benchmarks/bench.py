@@ -216,7 +216,7 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
         )
     table = pd.DataFrame(lines, columns=COLUMNS)
     device = "cuda" if any(row.endswith("_gpu") for row in rows) else "cpu"
-    facts = store.provenance(device) | {"threads": threads, "runs": runs, "cpu": _processor(), "floor": floor(threads)}
+    facts = store.provenance(device) | {"threads": threads, "runs": runs, "floor": floor(threads)}
     facts["notebook_overhead"] = overhead()
     machine = re.sub(r"\W+", "-", facts["device"].lower()) if device == "cuda" else f"cpu-{threads}-threads"
     name = machine + ("" if set(rows) == set(there) else "-" + "-".join(rows))
@@ -243,15 +243,6 @@ def overhead() -> dict[str, float]:
         busy = sum(facts["training_seconds"] + facts["evaluation_seconds"] for facts in rounds)
         shares[path.parent.relative_to(root).as_posix()] = 1 - busy / wall
     return shares
-
-
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, str]) -> str:

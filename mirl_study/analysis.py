@@ -81,7 +81,7 @@ def runs(profile: str = "laptop", results: Path | str | None = None, setting: st
         place = f"{root}/{setting}" if setting else root
         way = f"mirl study --profile {profile}"
         if not is_reference(results_root(results)) and (project_root() / "results/reference" / root.name).is_dir():
-            way += "; `-p results results/reference` reads the runs that come with the code"
+            way += "; the results root `results/reference` has the runs that come with the code"
         raise SettingsError(f"profile={profile!r} has no finished run in {place}: {way}")
     rows.sort(key=lambda row: (SETTINGS.index(row[0]), METHODS.index(row[1]), row[2]))
     return pd.DataFrame(rows, columns=[*RUN, "rounds", "finished", "folder"])
@@ -116,6 +116,8 @@ def open_run(folder: Path) -> Run:
     settings = read_settings({"profile": facts["profile"], **facts["settings"]})
     control = facts.get("control")
     depth = 3 + bool(control) + 2 * isinstance(settings.network, ModelSettings)
+    if len(folder.resolve().parents) <= depth:
+        raise SettingsError(f"{folder} lies in no results root: .../<profile>/<setting>/<method>/seed<k> is wanted")
     run = Run(settings, facts["method"], folder.resolve().parents[depth], control)
     run.folder = folder.resolve()  # its own, also where a reference has another name than its profile
     return run

@@ -126,7 +126,7 @@ def run(
         raise SettingsError(f"output={str(output)!r} is not allowed: a path that ends in .ipynb is wanted")
     if output.resolve() == path:
         raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
-    check_writable(output.parent)
+    check_writable(output.parent, "output")
     found = running.find_kernel(kernel)
     again = running.command(path, given, output, kernel=kernel, lease=leased)
     try:
@@ -190,7 +190,8 @@ def study(
         for chain in runner.plan(studies, numbers, results, controls):
             chain.look()
             state = "finished" if chain.finished else f"{chain.done}/{chain.total} steps"
-            click.echo(f"{chain.method:<{34 if controls else 12}} seed {chain.seed:<4} {state:<20} {chain.folder}")
+            name = f"{chain.setting:<12} {chain.method:<{34 if controls else 12}} seed {chain.seed:<4}"
+            click.echo(f"{name} {state:<20} {chain.folder}")
         return
     try:
         report, changed = runner.run_study(
@@ -292,6 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(" ".join(error.format_message().split()), 2)
     except click.ClickException as error:
         _fail(error.message, 1)
+    except OSError as error:
+        from mirl_study.store import WriteFailed
+
+        if not isinstance(error, WriteFailed):
+            raise
+        _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort) as error:
         _fail(str(error.__cause__ or "") or "stopped; the same command goes on where it was", 130)
 

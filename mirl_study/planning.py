@@ -190,7 +190,8 @@ def in_words(made: Sequence[Job], cost: Cost, cores: int, results: Path | str | 
     return [
         f"{chains}, {sum(job.chain.left for job in left):,} steps",
         f"measured on {cost.device}: {measured}",
-        f"time: about {_long(sum(work.values()))} of work, {_long(wall)} with {cores} at a time",
+        f"time: about {_long(sum(work.values()))} of work, {_long(wall)} with {cores} at a time; "
+        "some seconds to start each chain, and the report, come on top",
         f"disk: about {_bytes(size)}, {_bytes(free)} free{'' if size < free else ': NOT ENOUGH'}",
     ]
 

@@ -299,6 +299,8 @@ def facts(found: pd.DataFrame) -> dict[str, str]:
                 note(name.replace("_", " "), _plain(value))
         note("data fingerprint (SHA-256)", record["settings"].get("data_fingerprint", "unknown"))
         note("device", record["device"])
+        if "cpu" in record:  # a younger fact than some runs
+            note("processor", record["cpu"])
         note("threads", record["threads"])
         for package in ("torch", "python"):
             note(package, record["versions"][package])

@@ -22,7 +22,7 @@ import yaml
 from mirl_study import data
 from mirl_study.lease import VISIBLE
 from mirl_study.settings import Settings, SettingsError, choose, load_settings, nearest
-from mirl_study.store import project_root, results_root
+from mirl_study.store import is_reference, make_folder, project_root, results_root
 
 STUDY_PID = "MIRL_STUDY_PID"  # environment: the process of `mirl study` that a notebook must not outlive
 AUTOSAVE_SECONDS = 5
@@ -87,15 +87,15 @@ def cast(name: str, text: str, like: Any) -> Any:
     Raises:
         SettingsError: the text does not say such a value.
     """
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", list: "a list, as [0, 1],"}
-    wanted = wanted.get(type(like), "YAML")
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}
+    wanted = "a list, as [0, 1]," if isinstance(like, list | tuple) else wanted.get(type(like), "YAML")
     try:
         if isinstance(like, str):
             return text
         if isinstance(like, bool):
             return {"true": True, "false": False}[text.lower()]
         value = type(like)(text) if isinstance(like, int | float) else yaml.safe_load(text)
-        if isinstance(like, list) and not isinstance(value, list):
+        if isinstance(like, list | tuple) and not isinstance(value, list):
             raise ValueError
         return value
     except (ValueError, KeyError, yaml.YAMLError):
@@ -119,6 +119,7 @@ def settings_and_overrides(
         SettingsError: one line, for the first thing that is wrong.
     """
     base, overrides = load_settings(profile), {}
+    _once(given)
     for name, text in given:
         overrides[name] = cast(name, text, getattr(base, name, ""))
     settings = load_settings(profile, **{**values, **overrides})
@@ -143,6 +144,7 @@ def check_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[s
         SettingsError: one line: unknown name, wrong type, value not allowed.
     """
     defaults = parameter_defaults(notebook)
+    _once(given)
     has_settings = {"profile", "overrides"} <= defaults.keys()
     others = [name for name in Settings.field_names() if not (name == "seed" and "seeds" in defaults)]
     names = [*defaults, *(others if has_settings else ())]
@@ -164,13 +166,23 @@ def check_parameters(notebook: Path, given: Sequence[tuple[str, str]]) -> dict[s
     return values
 
 
+def _once(given: Iterable[tuple[str, str]]) -> None:
+    """Raises SettingsError for a name that is given twice: which one counts would be anybody's guess."""
+    seen: dict[str, str] = {}
+    for name, text in given:
+        if name in seen:
+            raise SettingsError(f"{name} is given twice: {seen[name]!r} and {text!r}")
+        seen[name] = text
+
+
 def default_output(notebook: Path, parameters: dict[str, Any]) -> Path:
-    """``results/<profile>/notebooks/<name>-<what was changed>.ipynb``."""
+    """``results/<profile>/notebooks/<name>-<what was changed>.ipynb``; of a reference, in the project's own results."""
     profile = parameters.get("profile") or parameter_defaults(notebook).get("profile", "laptop")
     flat = {**parameters, **parameters.get("overrides", {})}
     changed = [f"{name}-{value}" for name, value in flat.items() if name not in ("profile", "results", "overrides")]
     name = re.sub(r"[^\w.-]+", "_", "-".join([notebook.stem, *changed]))
-    return results_root(parameters.get("results")) / profile / "notebooks" / f"{name}.ipynb"
+    root = results_root(parameters.get("results"))
+    return (results_root() if is_reference(root) else root) / profile / "notebooks" / f"{name}.ipynb"
 
 
 def find_kernel(name: str = "") -> str:
@@ -226,7 +238,7 @@ def run_notebook(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent, "output")
     log_path = output.with_suffix(".log")
     _atomic_saves()
     with log_path.open("w", encoding="utf-8") as log, _papermill_messages(log), _told_to_stop() as stopped:
@@ -251,6 +263,7 @@ def run_notebook(
             return
         except papermill.PapermillExecutionError as error:
             cell, what = error.exec_count, _one_line(f"{error.ename}: {error.evalue}")
+            again = "" if error.ename == SettingsError.__name__ else again  # the same would fail the same way
             log.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)) + "\n")
         except (CellTimeoutError, DeadKernelError, KeyboardInterrupt) as error:
             if stopped.is_set():

@@ -495,7 +495,11 @@ def load_settings(profile: str = "laptop", **overrides: Any) -> Settings:
     if "profile" in overrides:
         raise SettingsError(f"profile={overrides['profile']!r} cannot be an override: it is the first argument")
     values = yaml.safe_load(text) or {}
-    return _build({"profile": profile, **PROTOCOLS[values["protocol"]], **values}, overrides)
+    settings = _build({"profile": profile, **PROTOCOLS[values["protocol"]], **values}, overrides)
+    if "ticket_round" in overrides:  # a profile's own gives way to fewer rounds
+        last = settings.rounds
+        _require(settings.ticket_round <= last, "ticket_round", settings.ticket_round, f"1 to rounds ({last})")
+    return settings
 
 
 def read_settings(values: Mapping[str, Any]) -> Settings:

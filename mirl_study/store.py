@@ -38,8 +38,15 @@ def project_root() -> Path:
 
 
 def results_root(results: Path | str | None = None) -> Path:
-    """Returns the folder of all results; relative paths, and nothing given, mean inside the project."""
-    return project_root() / (results or "results")
+    """Returns the folder of all results; relative paths, and nothing given, mean inside the project.
+
+    Raises:
+        SettingsError: it is a file.
+    """
+    root = project_root() / Path(results or "results").expanduser()
+    if root.is_file():
+        raise SettingsError(f"results={str(results)!r} is a file: a folder is wanted, new or not")
+    return root
 
 
 def is_reference(root: Path) -> bool:
@@ -74,11 +81,12 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, parameter: str = "results") -> None:
     """Looks, before any work, whether results can be written.
 
     Args:
         folder: that will be written to; it need not be there yet.
+        parameter: what it was given as, for the message.
 
     Raises:
         SettingsError: naming the folder.
@@ -86,9 +94,30 @@ def check_writable(folder: Path) -> None:
     place = _existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "read-only" if place.is_dir() else "no folder"
-        raise SettingsError(
-            f"results={str(folder)!r} cannot be written, {place} is {what}: give another results folder"
-        )
+        raise SettingsError(f"{parameter}={str(folder)!r} cannot be written, {place} is {what}: give another folder")
+
+
+def make_folder(folder: Path, parameter: str = "results") -> None:
+    """Makes a folder, with all above it.
+
+    Raises:
+        SettingsError: naming it, where even the system's administrator cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}): give another folder"
+        raise SettingsError(f"{parameter}={str(folder)!r} {reason}") from error
+
+
+def check_no_reference(root: Path) -> None:
+    """Looks, before any work, whether a results root holds references, which are read only.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    if is_reference(root):
+        raise SettingsError(f"results={str(root)!r} holds references, which are only read: give another folder")
 
 
 def _existing(path: Path) -> Path:
@@ -189,8 +218,9 @@ class Run:
         Raises:
             SettingsError: if the folder is read-only.
         """
+        check_no_reference(self.root)
         check_writable(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             lock.acquire(blocking=False)
@@ -250,6 +280,7 @@ class Run:
             SettingsError: naming the folder, if it is read-only.
         """
         if not all(self.finished(index) for index in indices):
+            check_no_reference(self.root)
             check_writable(self.folder)
 
     def finished(self, index: int) -> bool:
@@ -322,12 +353,22 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": platform.machine(),
+        "cpu": processor(),
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": len((_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """Returns the processor's name, as far as the system knows it; another one may round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str | None:

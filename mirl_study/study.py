@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from mirl_study import trained
 from mirl_study.lease import devices
-from mirl_study.running import STUDY_PID, cast, settings_and_overrides
+from mirl_study.running import STUDY_PID, settings_and_overrides
 from mirl_study.settings import CONTROLS, LOTTERY, METHODS, ONE_SHOT, SETTINGS, Settings, SettingsError, setting_names
-from mirl_study.store import Run, check_writable, project_root, results_root
+from mirl_study.store import Run, check_no_reference, check_writable, make_folder, project_root, results_root
 
 LINE_SECONDS = 15  # between two lines of progress where there is no terminal
 STOP_SECONDS = 20  # that children get to end by themselves
@@ -98,11 +98,14 @@ def grid(
         SettingsError: one line, for the first thing that is wrong.
     """
     for name, _ in given:
-        if name in ("profile", "setting", "seed", "scope"):
+        if name in ("profile", "setting", "settings", "seed", "seeds", "scope", "results", "cores"):
             hint = {"scope": "a study runs both", "seed": "give --seeds", "setting": "give --settings"}
             raise SettingsError(f"-p {name} is not allowed in a study: {hint.get(name, f'give --{name}')}")
     names = setting_names(settings)
-    numbers = list(dict.fromkeys(cast("seeds", text, 0) for text in seeds.split(",")))
+    try:
+        numbers = list(dict.fromkeys(map(int, seeds.split(","))))
+    except ValueError:
+        raise SettingsError(f"seeds={seeds!r} is not allowed: whole numbers, as 0,1,2, are wanted") from None
     studies = [settings_and_overrides(profile, given, setting=name, seed=numbers[0])[0] for name in names]
     for seed in numbers[1:]:
         studies[0].replace(seed=seed)
@@ -235,7 +238,7 @@ class Bars:
         names = {_name(chain) for chain in running}
         for name in [name for name in self.bars if name != "study" and name not in names]:
             self.bars.pop(name).close()
-        self._draw("study", sum(c.done for c in chains), sum(c.total for c in chains), f"ETA {_clock(left)}")
+        self._draw("study", sum(c.done for c in chains), sum(c.total for c in chains), _ahead(chains, left))
         for chain in running:
             self._draw(_name(chain), chain.done, chain.total, f"round {chain.round}/{chain.rounds}")
 
@@ -267,7 +270,7 @@ class Lines:
         self.next = now + LINE_SECONDS
         share = sum(c.done for c in chains) / sum(c.total for c in chains)
         parts = [f"{_name(c)} round {c.round}/{c.rounds} {c.done / c.total:.0%}" for c in running]
-        print(" | ".join([f"{_clock(now - self.start)} {share:4.0%} ETA {_clock(left)}", *parts]), flush=True)
+        print(" | ".join([f"{_clock(now - self.start)} {share:4.0%} {_ahead(chains, left)}", *parts]), flush=True)
 
     def close(self) -> None:
         """Does nothing; a line is a line."""
@@ -306,8 +309,9 @@ def run_study(
     first = studies[0]
     folder = results_root(results) / first.profile
     report, log = folder / "report" / "index.html", folder / "study.log"
+    check_no_reference(folder.parent)
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     before = report.stat().st_mtime if report.is_file() else None
     config = {
         "profile": first.profile,
@@ -360,8 +364,8 @@ def keep_reference(
         The folder, and how many files it holds.
 
     Raises:
-        SettingsError: the folder holds something else than a reference, or the report shows pictures that shall not be
-            passed on.
+        SettingsError: the folder holds something else than a reference, or one that has more; or the report shows
+            pictures that shall not be passed on.
         StudyFailed: there is no finished run.
     """
     root = results_root(results)
@@ -370,18 +374,23 @@ def keep_reference(
     there = [path.name for path in target.iterdir()] if target.is_dir() else [""] if target.exists() else []
     if nested or (to and not set(there) <= {*SETTINGS, "report"}):
         raise SettingsError(f"to={str(to)!r} is not allowed: a new folder, or a reference to replace, is wanted")
-    depths = ("*/*", "*/controls/*", "*/models/*/*", "*/models/*/controls/*")
-    runs = sorted(path.parent for depth in depths for path in source.glob(f"{depth}/seed*/summary.csv"))
+    runs = _finished(source)
     if not runs:
         raise StudyFailed(f"no finished run in {source}: mirl study --profile {profile}")
+    for run in _finished(target):  # what was played for hours is not replaced by less, or by something else
+        name, other = run.relative_to(target), json.loads((run / "run.json").read_text()).get("profile", profile)
+        if other != profile or not (source / name / "summary.csv").is_file():
+            lacks = f"is of the profile {other!r}" if other != profile else f"has {name}, which {source} lacks"
+            raise SettingsError(f"to={str(target)!r} {lacks}: give a new folder, or remove that one")
     if not pictures and (shown := sorted((source / "report" / "figures").glob("*-restored-*"))):
         raise SettingsError(
             f"no-pictures: the report shows {shown[0].name}; mirl report --profile {profile} --no-pictures replaces it"
         )
     places = {json.loads((run / "run.json").read_text())["settings"].get("data", "") for run in runs}
     names = {place.encode(): Path(place).name.encode() for place in places if Path(place).is_absolute()}
-    part = target.with_name(f".{target.name}.part")
+    part, former = (target.with_name(f".{target.name}.{what}") for what in ("part", "former"))
     shutil.rmtree(part, ignore_errors=True)
+    make_folder(part, "to")
     files = [path for run in runs for path in [*run.glob("*"), *run.glob("round*/*")] if path.name in REFERENCE]
     first = {run.parent: run for run in sorted(runs, key=_seed, reverse=True)}  # whose pictures the report shows
     files += [path for run in first.values() if pictures for path in [*run.glob("*.png"), *run.glob("round*/*.png")]]
@@ -395,9 +404,18 @@ def keep_reference(
         copy = part / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
     part.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
     return target, len(files)
+
+
+def _finished(folder: Path) -> list[Path]:
+    """All finished runs of a profile's folder: chains, controls, and those of other models."""
+    depths = ("*/*", "*/controls/*", "*/models/*/*", "*/models/*/controls/*")
+    return sorted(path.parent for depth in depths for path in folder.glob(f"{depth}/seed*/summary.csv"))
 
 
 def _has_smaller_twin(path: Path) -> bool:
@@ -427,6 +445,11 @@ def _seed(run: Path) -> int:
 def _name(chain: Chain) -> str:
     setting = "" if chain.setting == "all_in_one" else f"{chain.setting} "
     return f"{setting}{chain.method} seed {chain.seed}"
+
+
+def _ahead(chains: Sequence[Chain], left: float | None) -> str:
+    """What is still to be waited for: the ETA of the chains, then the report, which takes minutes for large images."""
+    return "writing the report" if all(chain.finished for chain in chains) else f"ETA {_clock(left)}"
 
 
 def _clock(seconds: float | None) -> str:

@@ -4,8 +4,10 @@ Weights are large and stay where they were trained; ``record`` looks at them whi
 reads what it wrote. So a run without weights, like those in ``results/reference/``, still tells all of it.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from mirl_study import evaluation
 from mirl_study.analysis import RUN, SINGLE, find, kept_rounds, open_run, read_json
+from mirl_study.crew import crew
 from mirl_study.data import Bank, Sample, load_bank
 from mirl_study.effective import effective
 from mirl_study.lottery import default_device, load_round
@@ -110,22 +113,31 @@ def record_all(found: pd.DataFrame) -> list[str]:
     Returns:
         A line for each setting that could not be recorded, saying why.
     """
-    problems = []
     own = found[found.finished & found.method.isin(["dense", *LOTTERY])]
+    jobs: dict[str, list[partial[str | None]]] = {}
     for setting, group in own.groupby("setting", sort=False):
         smallest = group.groupby("method").seed.transform("min") == group.seed
         chosen = [(folder, first) for folder, first in zip(group.folder, smallest, strict=True) if kept_rounds(folder)]
         chosen = [(folder, first) for folder, first in chosen if not _of_reference(folder)]
-        if all(_recorded(folder) == kept_rounds(folder) for folder, _ in chosen):
-            continue
-        try:
-            settings = open_run(chosen[0][0]).settings
-            bank = load_bank(settings, "test", project_root(), default_device())
-            for folder, first in chosen:
-                record(folder, bank, pictures=first)
-        except (SettingsError, OSError) as error:
-            problems.append(f"{setting}: the trained weights cannot be looked at: {error}")
-    return problems
+        if not all(_recorded(folder) == kept_rounds(folder) for folder, _ in chosen):
+            jobs[setting] = [partial(_try_to_record, folder, first) for folder, first in chosen]
+    work = [job for own in jobs.values() for job in own]
+    with crew(len(work) > 3 and default_device().type == "cpu") as together:
+        said = iter(together(work))
+    return [
+        f"{setting}: the trained weights cannot be looked at: {problems[0]}"
+        for setting, own in jobs.items()
+        if (problems := [problem for _ in own if (problem := next(said))])
+    ]
+
+
+def _try_to_record(folder: Path, pictures: bool) -> str | None:
+    """Records a run, on its own test images; returns why that was not possible."""
+    try:
+        record(folder, load_bank(open_run(folder).settings, "test", project_root(), default_device()), pictures)
+    except (SettingsError, OSError) as error:
+        return str(error)
+    return None
 
 
 def gather(found: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -260,6 +272,10 @@ def _parts(keep: Tensor, live: Tensor) -> dict[str, Tensor]:
     return dict(zip(PARTS, (keep, keep & live, keep & ~live), strict=True))
 
 
+class _Seen(Exception):
+    """All prompts have been looked at."""
+
+
 @torch.no_grad()
 def prompt_weights(network: PromptIR, bank: Bank) -> pd.DataFrame:
     """Says how much of each prompt component each test image takes.
@@ -274,14 +290,22 @@ def prompt_weights(network: PromptIR, bank: Bank) -> pd.DataFrame:
     """
     seen: dict[str, Tensor] = {}
     modules = {name: module for name, module in network.named_modules() if isinstance(module, Prompt)}
+
+    def look(name: str, features: Tensor) -> None:
+        seen[name] = features
+        if len(seen) == len(modules):
+            raise _Seen  # what follows the last prompt is most of the work, and nobody looks at it
+
     hooks = [
-        module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
+        module.register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
         for name, module in modules.items()
     ]
     rows = []
     try:
         for sample in bank.samples():
-            evaluation.restore(network, sample.degraded)
+            seen.clear()
+            with contextlib.suppress(_Seen):
+                evaluation.restore(network, sample.degraded)
             for name, module in sorted(modules.items()):
                 weights = module.weights(seen[name])[0].tolist()
                 rows += [(name, sample.task, sample.name, place, weight) for place, weight in enumerate(weights)]

@@ -15,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 
-from mirl_study import cli, running, study
+from mirl_study import cli, running, store, study
 from mirl_study.settings import CONTROLS, METHODS, SettingsError, load_settings
 
 PARAMETERS = """
@@ -130,7 +130,13 @@ def test_the_notebook_itself_is_not_overwritten(notebook, capsys):
         (("--settings", ""), "setting=''"),
         (("--settings", "derain;dehaze"), "setting='derain;dehaze'"),
         (("--settings", "al"), "did you mean 'all'"),
-        (("--seeds", "0,one"), "seeds='one'"),
+        (("--seeds", "0,one"), "seeds='0,one' is not allowed: whole numbers, as 0,1,2, are wanted"),
+        (("--seeds", "0-2"), "seeds='0-2'"),
+        (("--seeds", "0,,1"), "seeds='0,,1'"),
+        (("-p", "results", "/tmp/x"), "give --results"),
+        (("-p", "densities", "0.5,0.2"), "densities='0.5,0.2' is not allowed: a list, as [0, 1], is wanted"),
+        (("-p", "rounds", "3", "-p", "rounds", "4"), "rounds is given twice: '3' and '4'"),
+        (("-p", "rounds", "3", "-p", "ticket_round", "9"), "ticket_round=9 is not allowed: 1 to rounds (3)"),
         (("--seeds", "0,-1"), "seed=-1"),
         (("--seeds", ""), "seeds=''"),
         (("--cores", "0"), "--cores"),
@@ -317,7 +323,7 @@ def test_data_in_the_project_are_recorded_by_their_place_in_it(tmp_path, monkeyp
 def test_a_dry_run_lists_the_chains_and_writes_nothing(tmp_path, capsys):
     code, out, _ = mirl(capsys, "study", "--profile", "smoke", "--results", tmp_path / "results", "--dry-run")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(METHODS)
+    assert [line.split()[:2] for line in out.splitlines()] == [["all_in_one", method] for method in METHODS]
     assert everything_below(tmp_path) == []
 
 
@@ -328,7 +334,7 @@ def test_a_dry_run_with_controls_lists_them_too(tmp_path, capsys):
     names = [name for group in CONTROLS.values() for name in group]
     assert code == 0 and everything_below(tmp_path) == []
     labels = [load_settings("smoke").control(name) for name in names]
-    assert [line.split()[0] for line in out.splitlines()] == [*METHODS, *labels]
+    assert [line.split()[1] for line in out.splitlines()] == [*METHODS, *labels]
 
 
 def test_a_chain_reads_its_progress_and_survives_a_broken_one(tmp_path):
@@ -460,6 +466,78 @@ def test_a_reference_replaces_nothing_but_a_reference(into, smoke_results, tmp_p
     code, out, err = mirl(capsys, "reference", "--profile", "smoke", "--results", results, "--to", results / into)
     assert (code, out) == (2, "") and err.startswith("error: to=") and err.count("\n") == 1
     assert everything_below(results) == before
+
+
+def test_a_reference_is_not_replaced_by_less_or_by_another_profile(tmp_path, capsys):
+    runs = [f"all_in_one/dense/seed{seed}" for seed in (0, 1)] + ["all_in_one/controls/MIR-L-LW-norms/seed0"]
+    for run in runs:
+        (tmp_path / "smoke" / run).mkdir(parents=True)
+        (tmp_path / "smoke" / run / "run.json").write_text('{"profile": "smoke", "settings": {}}')
+        (tmp_path / "smoke" / run / "summary.csv").touch()
+    words, target = ["reference", "--results", tmp_path, "--to", tmp_path / "kept"], tmp_path / "kept"
+    assert mirl(capsys, *words, "--profile", "smoke")[0] == 0
+    (tmp_path / "smoke" / runs[-1] / "summary.csv").unlink()
+    shutil.copytree(tmp_path / "smoke", tmp_path / "laptop")
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    for profile, expected in {"smoke": f"has {runs[-1]}, which", "laptop": "is of the profile 'smoke'"}.items():
+        code, out, err = mirl(capsys, *words, "--profile", profile)
+        assert (code, out) == (2, "") and err.startswith(f"error: to='{target}' {expected}") and err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
+    (tmp_path / "smoke" / runs[-1] / "summary.csv").touch()
+    assert mirl(capsys, *words, "--profile", "smoke")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "laptop", "smoke"], "nothing is left over"
+
+
+@pytest.mark.parametrize(
+    "words", [("study", "--profile", "smoke"), ("run", "04_lottery_rounds", "-p", "profile", "smoke")]
+)
+def test_nothing_is_trained_into_a_reference(words, tmp_path, capsys):
+    place = ("--results", tmp_path / "reference") if words[0] == "study" else ("-p", "results", tmp_path / "reference")
+    output = ("--output", tmp_path / "executed.ipynb") if words[0] == "run" else ()
+    code, _, err = mirl(capsys, *words, *place, *output)
+    assert code and "holds references, which are only read" in err and "go on with" not in err
+    assert not (tmp_path / "reference").exists()
+
+
+def test_a_notebook_that_looks_at_a_reference_is_kept_with_the_results_of_the_project():
+    made = running.default_output(
+        Path("05_mask_evolution.ipynb"), {"profile": "laptop", "results": "results/reference"}
+    )
+    assert made.parent == store.results_root() / "laptop" / "notebooks"
+
+
+@pytest.mark.parametrize("command", [("study",), ("plan",), ("report",), ("study", "--dry-run")])
+def test_results_in_a_file_are_refused(command, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    code, out, err = mirl(capsys, *command, "--profile", "smoke", "--results", tmp_path / "file")
+    assert (code, out) == (2, "") and f"results={str(tmp_path / 'file')!r} is a file" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("study", "--profile", "smoke", "--results", "/proc/x"),
+        ("run", "01_data_preparation", "--output", "/proc/x/a.ipynb"),
+    ],
+)
+def test_a_folder_that_not_even_root_can_make_is_one_line(words, capsys):
+    code, _, err = mirl(capsys, *words)
+    assert code == 2 and "cannot be written" in err and err.count("\n") == 1
+
+
+def test_a_report_that_cannot_be_written_is_one_line(smoke_results, tmp_path, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise store.WriteFailed("page.csv cannot be written: no room")
+
+    monkeypatch.setattr("mirl_study.report.write", full)
+    code, out, err = mirl(capsys, "report", "--results", tmp_path)
+    assert (code, out, err) == (1, "", "error: page.csv cannot be written: no room\n")
+
+
+def test_progress_says_when_only_the_report_is_left():
+    chains = [study.Chain("derain", "dense", 0, Path("dense"), 10, finished=done) for done in (True, False)]
+    assert study._ahead(chains, 61) == "ETA 01:01" and study._ahead(chains[:1], 0) == "writing the report"
 
 
 def test_a_reference_needs_a_finished_run(tmp_path, capsys):

@@ -100,6 +100,13 @@ def test_prompt_weights_are_those_of_the_network(found, bank):
     assert alike[1] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=1e-6)
 
 
+def test_prompts_are_looked_at_without_the_rest_of_the_network(bank):
+    network, late = build_network("pico", 0), []
+    network.refinement.register_forward_hook(lambda *_: late.append(1))
+    whole = trained.prompt_weights(network, bank)
+    assert not late and len(whole) and network(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16) and late
+
+
 def test_a_head_that_gives_nothing_matters_to_no_task(bank):
     network = build_network("pico", 0)
     mask = Mask.dense(network)

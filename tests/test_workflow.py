@@ -68,6 +68,17 @@ def test_the_graph_has_every_setting_seed_and_control(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unknown_setting_is_named(tmp_path):
-    code, said = dry_run(tmp_path, "--cores", "2", config=("settings=deran",))
-    assert code == 1 and "setting='deran'" in said and "did you mean 'derain'" in said
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("settings=deran", "setting='deran' is not one of .*did you mean 'derain'"),
+        ("seed=3", "config key='seed' is not one of .*did you mean 'seeds'"),
+        ("profile=smok", "profile='smok' is not one of .*did you mean 'smoke'"),
+        ("options=-p stpes 3", "unknown setting 'stpes'.*did you mean 'steps'"),
+        ("controls=9", "ticket_round=9 is not allowed: 1 to rounds"),
+    ],
+)
+def test_what_cannot_be_is_named_before_any_job(config, expected, tmp_path):
+    code, said = dry_run(tmp_path, "--cores", "2", config=(config,))
+    assert code == 1 and re.search(expected, said), said
+    assert not (tmp_path / "results").exists()
