@@ -239,12 +239,15 @@ def missing(found: pd.DataFrame) -> list[str]:
         found: what ``analysis.runs`` returned.
 
     Returns:
-        A line a chain, empty if all are there.
+        A line a chain, or one for the seeds that a setting does not have at all; empty if all are there.
     """
-    lines = []
+    lines, seeds = [], sorted(found.seed.unique())
     for setting, group in found.groupby("setting", sort=False):
+        own = sorted(group.seed.unique())
+        if absent := [str(seed) for seed in seeds if seed not in own]:
+            lines.append(f"{setting}, seed{'s' * (len(absent) > 1)} {', '.join(absent)}: not begun")
         for method in METHODS:
-            for seed in sorted(found.seed.unique()):
+            for seed in own:
                 run = group[(group.method == method) & (group.seed == seed)]
                 if run.empty:
                     lines.append(f"{setting}, {method}, seed {seed}: not begun")

@@ -215,6 +215,15 @@ def test_missing_chains_are_named(smoke_results, tmp_path, monkeypatch):
     assert "MIR-L-G" in text and "density-MIR-L-LW" not in text
 
 
+def test_seeds_that_a_setting_does_not_have_are_one_line():
+    rows = [("all_in_one", method, seed, 1, True) for method in METHODS for seed in (0, 1, 2)]
+    rows += [("derain", method, 0, 1, True) for method in METHODS[:-1]]
+    rows += [("dehaze", method, seed, 1, True) for method in METHODS for seed in (0, 2)]
+    found = pd.DataFrame(rows, columns=[*analysis.RUN, "rounds", "finished"])
+    lines = ["derain, seeds 1, 2: not begun", f"derain, {METHODS[-1]}, seed 0: not begun", "dehaze, seed 1: not begun"]
+    assert report.missing(found) == lines
+
+
 def test_without_dense_run_and_weights_there_is_still_a_page(smoke_results, tmp_path, monkeypatch):
     not_drawn(monkeypatch)
     root = copied(smoke_results, tmp_path)
