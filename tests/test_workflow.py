@@ -68,6 +68,17 @@ def test_the_graph_has_every_setting_seed_and_control(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "-p ticket_round 1", "-p rounds 2"])
+def test_a_control_is_told_its_ticket_once(options, tmp_path):
+    code, said = dry_run(
+        tmp_path, "--cores", "2", "--printshellcmds", "--quiet", "progress", config=("controls=1", f"options={options}")
+    )
+    commands = [line for line in said.splitlines() if "07_controls" in line and "mirl_study.cli run" in line]
+    assert code == 0 and len(commands) > 10, said
+    assert all(line.count("-p ticket_round 1 ") == 1 == line.count(" ticket_round ") for line in commands)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -76,9 +87,10 @@ def test_the_graph_has_every_setting_seed_and_control(tmp_path):
         ("profile=smok", "profile='smok' is not one of .*did you mean 'smoke'"),
         ("options=-p stpes 3", "unknown setting 'stpes'.*did you mean 'steps'"),
         ("controls=9", "ticket_round=9 is not allowed: 1 to rounds"),
+        ("controls=2 options=-p ticket_round 1", "ticket_round is given twice: '1' and '2'"),
     ],
 )
 def test_what_cannot_be_is_named_before_any_job(config, expected, tmp_path):
-    code, said = dry_run(tmp_path, "--cores", "2", config=(config,))
+    code, said = dry_run(tmp_path, "--cores", "2", config=config.split(" ", config.startswith("controls=2")))
     assert code == 1 and re.search(expected, said), said
     assert not (tmp_path / "results").exists()
