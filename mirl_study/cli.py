@@ -121,12 +121,12 @@ def run(
 
     path = running.find_notebook(notebook)
     parameters = running.check_parameters(path, given)
-    output = output or running.default_output(path, parameters)
+    place, output = ("output", output) if output else ("results", running.default_output(path, parameters))
     if output.suffix != ".ipynb":
         raise SettingsError(f"output={str(output)!r} is not allowed: a path that ends in .ipynb is wanted")
     if output.resolve() == path:
         raise SettingsError(f"output={str(output)!r} is not allowed: it is the notebook itself")
-    check_writable(output.parent, "output")
+    check_writable(output.parent, place)
     found = running.find_kernel(kernel)
     again = running.command(path, given, output, kernel=kernel, lease=leased)
     try:

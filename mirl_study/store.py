@@ -45,7 +45,7 @@ def results_root(results: Path | str | None = None) -> Path:
     """
     root = project_root() / Path(results or "results").expanduser()
     if root.is_file():
-        raise SettingsError(f"results={str(results)!r} is a file: a folder is wanted, new or not")
+        raise SettingsError(f"results={str(results)!r} is a file, no folder: give another one")
     return root
 
 
