@@ -231,7 +231,7 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
 def overhead() -> dict[str, float]:
     """Share of each finished lottery's notebook of `laptop` that is neither training nor evaluation, by run folder.
 
-    A chain that was taken up again is left out: its notebook is that of the last session alone.
+    A chain that was taken up again, or only read, is left out: its notebook is that of the last session alone.
     """
     shares, root = {}, store.results_root() / "laptop"
     for path in sorted(root.glob("*/MIR-L-*/seed*/notebook.ipynb")):
@@ -241,6 +241,8 @@ def overhead() -> dict[str, float]:
         if not wall or len(sessions) > 1:
             continue
         busy = sum(facts["training_seconds"] + facts["evaluation_seconds"] for facts in rounds)
+        if busy > wall:  # it read rounds that were finished before
+            continue
         shares[path.parent.relative_to(root).as_posix()] = 1 - busy / wall
     return shares
 
