@@ -27,18 +27,25 @@ from mirl_study.settings import SettingsError, choose
 TARGETS = {  # row: (what, at least so many times the plain path)
     "batches": ("batches from the data path, against decoding for every sample", 20.0),
     "step_paper": ("training step, `paper` network, 8 x 64x64, CPU float32", 2.5),
+    "step_paper_compiled": ("the same with `compile=true`", 2.5),
     "forward_paper": ("forward on 320x480, `paper` network, CPU float32", 2.2),
     "step_laptop": ("ten training steps, `laptop` network, CPU float32", 2.0),
+    "step_laptop_compiled": ("the same with `compile=true`", 2.0),
     "prune_rewind": ("prune and rewind 33.2M weights, against numpy's percentile", 10.0),
     "metrics": ("PSNR and SSIM of full images, against scikit-image one by one", 3.0),
     "disk": ("disk of a 16-round chain of `paper`: masks, against full checkpoints", 50.0),
     "disk_kept": ("the same with the trained weights that the profile keeps", 50.0),
     "memory": ("peak memory of a training step, `paper` network (1 / 0.6 is the aim)", 1 / 0.6),
+    "memory_compiled": ("the same with `compile=true`", 1 / 0.6),
     "step_gpu": ("training step on one GPU, `paper`, 8 x 64x64, bf16 and compiled, against eager float32", 3.0),
     "images_gpu": ("100 images of 321x481 restored and scored on one GPU, against scikit-image one by one", 3.0),
     "memory_gpu": ("peak memory of a training step on one GPU, `paper` (1 / 0.6 is the aim)", 1 / 0.6),
 }
-MEMORY = {"memory": "step_paper", "memory_gpu": "step_gpu"}  # rows that are another row's peak
+MEMORY = {
+    "memory": "step_paper",
+    "memory_compiled": "step_paper_compiled",
+    "memory_gpu": "step_gpu",
+}  # another row's peak
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward"}  # of aten
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ"]

@@ -28,7 +28,7 @@ def _network(side: str, settings: Settings) -> torch.nn.Module:
 
 
 def _step(side: str, settings: Settings, size: int, patch: int, device: str = "cpu", steps: int = 1) -> Run:
-    """Training steps of the dense network: forward, backward, optimiser; it returns their losses."""
+    """Training steps of the dense network: forward, backward, optimiser; it returns what they restored, and losses."""
     if side == "ours":
         keep_memory()
     network = _network(side, settings).to(device)
@@ -40,12 +40,13 @@ def _step(side: str, settings: Settings, size: int, patch: int, device: str = "c
     def run() -> np.ndarray:
         losses = []
         for _ in range(steps):
-            loss = F.l1_loss(forward(degraded), target)
+            restored = forward(degraded)
+            loss = F.l1_loss(restored, target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        return np.array(losses)
+        return np.append(restored.detach().cpu().numpy(), losses)
 
     return run
 
@@ -55,10 +56,20 @@ def step_paper(side: str) -> Run:
     return _step(side, load_settings("paper"), 8, 64)
 
 
-def step_laptop(side: str) -> Run:
+def step_paper_compiled(side: str) -> Run:
+    """The same with the setting `compile`."""
+    return _step(side, load_settings("paper", compile=True), 8, 64)
+
+
+def step_laptop(side: str, compiled: bool = False) -> Run:
     """Ten training steps, network of `laptop`, its batch and patch; one alone would pay for cold caches."""
-    settings = load_settings("laptop")
+    settings = load_settings("laptop", compile=compiled)
     return _step(side, settings, settings.batch_size, settings.patch_size, steps=10)
+
+
+def step_laptop_compiled(side: str) -> Run:
+    """The same with the setting `compile`."""
+    return step_laptop(side, compiled=True)
 
 
 def step_gpu(side: str) -> Run:
@@ -212,5 +223,16 @@ def chain_bytes(side: str, weights: bool = False) -> int:
 
 TIMED = {
     row.__name__: row
-    for row in (batches, step_paper, forward_paper, step_laptop, prune_rewind, metrics, step_gpu, images_gpu)
+    for row in (
+        batches,
+        step_paper,
+        step_paper_compiled,
+        forward_paper,
+        step_laptop,
+        step_laptop_compiled,
+        prune_rewind,
+        metrics,
+        step_gpu,
+        images_gpu,
+    )
 }

@@ -69,10 +69,18 @@ def cli(context: click.Context) -> None:
 @click.option("--rows", default="", metavar="LIST", help="Of the table: step_paper,batches. [default: all]")
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Of each side; the median counts.")
 @click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(1), help="Of torch. [default: all]")
-def bench(rows: str, runs: int, threads: int) -> None:
+@click.option(
+    "--rounding", is_flag=True, help="Instead: what `compile` and bf16 do to the PSNR of `laptop`, three seeds."
+)
+def bench(rows: str, runs: int, threads: int, rounding: bool) -> None:
     """Time the study against a plain restatement of the reference path; on a machine that does nothing else."""
     from benchmarks.bench import bench as measure
+    from benchmarks.rounding import rounding as compare
+    from mirl_study.store import results_root
 
+    if rounding:
+        click.echo(compare(results_root() / "rounding", range(3), threads).to_string(index=False))
+        return
     measure([row for row in rows.split(",") if row], runs, threads)
 
 
@@ -91,6 +99,7 @@ def doctor() -> None:
             found, ok = "missing", False
         problems.append(_check(wanted.name, found, ok, str(wanted.specifier)))
     problems += [_check_torch(), _check_data()]
+    _check("compile=true on a CPU", _kernels(), True, "")
     if any(problems):
         raise click.exceptions.Exit(1)
 
@@ -359,6 +368,17 @@ def _check_data() -> bool:
     except Exception as error:  # as above: a line, whatever it is
         return _check("embedded images", " ".join(str(error).split()), False, "a prepared folder, or none")
     return _check("embedded images", state, True, "")
+
+
+def _kernels() -> str:
+    """Whether the setting ``compile`` has an effect on this CPU; without, all works the same, only slower."""
+    try:
+        from mirl_study.kernels import build
+
+        build()
+    except Exception as error:  # as above
+        return f"goes on without: {' '.join(str(error).split())}"
+    return "the kernels compile"
 
 
 if __name__ == "__main__":

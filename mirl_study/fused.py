@@ -4,18 +4,36 @@ Autograd keeps every intermediate value and joins the gradients of q, k and v (a
 Here what enters a half is kept, what enters its depth-wise convolution, and what leaves that unless it is large; the
 backward pass computes the cheap rest again and writes each part where it belongs. Where derivatives of derivatives are
 wanted (GraSP), and under autocast or a compiler, which have rules of their own, the definition is what runs.
+
+What stands between the matrix products of a half can be run by kernels that were compiled for it (``with_kernels``):
+they round otherwise, and need nothing of what leaves a depth-wise convolution but q, k and v.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mirl_study.kernels import VECTOR, Kernels
+
 EPSILON = 1e-5  # of LayerNorm
 LARGE = 8_000_000  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
+_kernels: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
+
+
+@contextmanager
+def with_kernels(kernels: Kernels | None) -> Iterator[None]:
+    """What is computed inside, and on the way back from it, is computed by these kernels (None: by none)."""
+    before = _kernels.set(kernels)
+    try:
+        yield
+    finally:
+        _kernels.reset(before)
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -44,34 +62,28 @@ class _Feed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, narrow: Tensor) -> Tensor:
         normed, mean, spread = _normed(x, gain, bias)
-        # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
-        entering = [F.linear(normed, half) for half in wide.chunk(2)]
-        gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
-        ctx.save_for_backward(x, gain, bias, wide, deep, narrow, mean, spread, *entering, normed, *_if_not_large(left))
-        return torch.addmm(_rows(x), _rows(F.gelu(gate).mul_(value)), narrow.T).view_as(x)
+        inputs = x, gain, bias, wide, deep, narrow
+        ctx.kernels = _kernels_for(x)
+        if ctx.kernels:
+            wide, deep, narrow = _padded(wide, deep, narrow)
+            entering, left = [F.linear(normed, wide)], []
+            product = ctx.kernels.gated(*entering, deep)
+        else:
+            # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
+            entering = [F.linear(normed, half) for half in wide.chunk(2)]
+            gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
+            product = F.gelu(gate).mul_(value)
+        ctx.save_for_backward(*inputs, mean, spread, normed, *entering, *_if_not_large(left))
+        return torch.addmm(_rows(x), _rows(product), narrow.T).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             return _by_definition(feed_plainly, ctx.saved_tensors[:6], gradient)
-        x, gain, bias, wide, deep, narrow, mean, spread, *entering, normed = ctx.saved_tensors[:11]
-        left = ctx.saved_tensors[11:]
-        gate, value = left or map(depthwise, entering, deep.chunk(2))
-        opened, inner = F.gelu(gate), gradient @ narrow
-        for_value = inner * opened
-        for_gate = torch.ops.aten.gelu_backward(inner.mul_(value), gate)
-        for_narrow = _rows(gradient).T @ _rows(opened.mul_(value))
-        del gate, value, opened, inner
-        (for_gate, gate_kernel), (for_value, value_kernel) = map(
-            _depthwise_backward, (for_gate, for_value), entering, deep.chunk(2)
-        )
-        for_wide = torch.empty_like(wide)
-        for part, half in zip((for_gate, for_value), for_wide.chunk(2), strict=True):
-            torch.mm(_rows(part).T, _rows(normed), out=half)
-        from_gate, from_value = wide.chunk(2)
-        for_normed = (_rows(for_gate) @ from_gate).addmm_(_rows(for_value), from_value)
-        through = _norm_backward(for_normed, x, mean, spread, gain, bias, gradient)
-        return *through, for_wide, torch.cat((gate_kernel, value_kernel)), for_narrow
+        x, gain, bias, *weights, mean, spread, normed = ctx.saved_tensors[:9]
+        way = functools.partial(_feed_by_kernels, ctx.kernels) if ctx.kernels else _feed_by_halves
+        for_normed, *for_weights = way(gradient, normed, *weights, *ctx.saved_tensors[9:])
+        return *_norm_backward(for_normed, x, mean, spread, gain, bias, gradient, ctx.kernels), *for_weights
 
 
 class _Attend(torch.autograd.Function):
@@ -81,11 +93,17 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         normed, mean, spread = _normed(x, gain, bias)
         entering = F.linear(normed, wide)
-        qkv = depthwise(entering, deep).flatten(1, 2)
-        attention, cosines, lengths, mix = _mixed(qkv, temperature, narrow)
+        ctx.kernels = _kernels_for(x, len(wide))
+        if ctx.kernels:
+            left, squares = ctx.kernels.depthwise(entering, deep)
+            kept = [qkv := left.flatten(1, 2)]
+        else:
+            qkv = depthwise(entering, deep).flatten(1, 2)
+            squares = qkv[..., : qkv.shape[-1] // 3 * 2].square().sum(dim=1)
+            kept = _if_not_large([qkv])
+        small = attention, cosines, lengths, mix = _mixed(qkv, squares, temperature, narrow)
         weights = x, gain, bias, wide, deep, temperature, narrow
-        small = attention, cosines, lengths, mix
-        ctx.save_for_backward(*weights, mean, spread, entering, normed, *small, *_if_not_large([qkv]))
+        ctx.save_for_backward(*weights, mean, spread, entering, normed, *small, *kept)
         return torch.baddbmm(x.flatten(1, 2), qkv.chunk(3, dim=-1)[2], mix).view_as(x)
 
     @staticmethod
@@ -95,17 +113,28 @@ class _Attend(torch.autograd.Function):
         x, gain, bias, wide, deep, temperature, narrow, mean, spread, entering, normed, *small = ctx.saved_tensors
         small, left = small[:4], small[4:]
         qkv = left[0] if left else depthwise(entering, deep).flatten(1, 2)
-        for_qkv, for_temperature, for_narrow = _mixed_backward(gradient.flatten(1, 2), qkv, temperature, narrow, *small)
-        del qkv
-        for_entering, for_deep = _depthwise_backward(for_qkv.view_as(entering), entering, deep)
+        for_qkv, by_qkv, for_temperature, for_narrow = _mixed_backward(
+            gradient.flatten(1, 2), qkv, temperature, narrow, *small, apart=bool(ctx.kernels)
+        )
+        if ctx.kernels:
+            for_entering, for_deep = ctx.kernels.depthwise_backward(for_qkv, qkv, by_qkv, entering, deep)
+        else:
+            del qkv
+            for_entering, for_deep = _depthwise_backward(for_qkv.view_as(entering), entering, deep)
         for_wide = _rows(for_entering).T @ _rows(normed)
-        through = _norm_backward(_rows(for_entering) @ wide, x, mean, spread, gain, bias, gradient)
+        through = _norm_backward(_rows(for_entering) @ wide, x, mean, spread, gain, bias, gradient, ctx.kernels)
         return *through, for_wide, for_deep, for_temperature, for_narrow
 
 
 def _if_not_large(tensors: list[Tensor]) -> list[Tensor]:
     """What is worth keeping of what leaves a depth-wise convolution."""
-    return tensors if tensors[0].numel() < LARGE else []
+    return [tensor for tensor in tensors if tensor.numel() < LARGE]
+
+
+def _kernels_for(x: Tensor, channels: int = VECTOR) -> Kernels | None:
+    """The compiled kernels, where they are wanted and have been written for such a tensor."""
+    here = x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() and channels >= VECTOR
+    return _kernels.get() if here else None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -119,9 +148,18 @@ def _normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _norm_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, spread: Tensor, gain: Tensor, bias: Tensor, past: Tensor
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    past: Tensor,
+    kernels: Kernels | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives by x, gain and bias; ``past`` is what comes by the way around the half."""
+    if kernels:
+        return kernels.norm_backward(gradient, x, mean, spread, gain, past.contiguous())
     for_x, for_gain, for_bias = torch.ops.aten.native_layer_norm_backward(
         gradient.view_as(x), x, gain.shape, mean, spread, gain, bias, [True, True, True]
     )
@@ -138,16 +176,63 @@ def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Te
     return for_x.permute(0, 2, 3, 1), for_weight
 
 
-def _mixed(qkv: Tensor, temperature: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def _feed_by_halves(gradient: Tensor, normed: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives of a gated half by its LayerNorm's output and its three weights, gate and value apart.
+
+    ``tensors`` are the weights, gate and value as they enter the depth-wise convolution, and as they leave, if kept.
+    """
+    (wide, deep, narrow, *entering), left = tensors[:5], tensors[5:]
+    gate, value = left or map(depthwise, entering, deep.chunk(2))
+    opened, inner = F.gelu(gate), gradient @ narrow
+    for_value = inner * opened
+    for_gate = torch.ops.aten.gelu_backward(inner.mul_(value), gate)
+    for_narrow = _rows(gradient).T @ _rows(opened.mul_(value))
+    del gate, value, opened, inner
+    (for_gate, gate_kernel), (for_value, value_kernel) = map(
+        _depthwise_backward, (for_gate, for_value), entering, deep.chunk(2)
+    )
+    for_wide = torch.empty_like(wide)
+    for part, half in zip((for_gate, for_value), for_wide.chunk(2), strict=True):
+        torch.mm(_rows(part).T, _rows(normed), out=half)
+    from_gate, from_value = wide.chunk(2)
+    for_normed = (_rows(for_gate) @ from_gate).addmm_(_rows(for_value), from_value)
+    return for_normed, for_wide, torch.cat((gate_kernel, value_kernel)), for_narrow
+
+
+def _feed_by_kernels(
+    kernels: Kernels, gradient: Tensor, normed: Tensor, wide: Tensor, deep: Tensor, narrow: Tensor, entering: Tensor
+) -> tuple[Tensor, ...]:
+    """The same by the compiled kernels, where gate and value enter side by side."""
+    hidden = narrow.shape[1]
+    wide, deep, narrow = _padded(wide, deep, narrow)
+    product, for_entering, for_deep = kernels.gated_backward(gradient @ narrow, entering, deep)
+    for_narrow = _rows(gradient).T @ _rows(product)
+    for_wide = _rows(for_entering).T @ _rows(normed)
+    halves = (part.unflatten(0, (2, -1))[:, :hidden].flatten(0, 1) for part in (for_wide, for_deep))
+    return _rows(for_entering) @ wide, *halves, for_narrow[:, :hidden]
+
+
+def _padded(wide: Tensor, deep: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of a gated half with zeros for more channels, up to a whole number of the kernels' vectors."""
+    spare = -narrow.shape[1] % VECTOR
+    if not spare:
+        return wide, deep, narrow
+    halves = (part.unflatten(0, (2, -1)).flatten(2) for part in (wide, deep))
+    wide, deep = (F.pad(part, (0, 0, 0, spare)).flatten(0, 1) for part in halves)
+    return wide, deep.view(-1, 1, 3, 3), F.pad(narrow, (0, spare))
+
+
+def _mixed(qkv: Tensor, squares: Tensor, temperature: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Attention (B, heads, c, c), cosines likewise, lengths (B, 2, heads, c), and the mix of v, (B, C, C).
+
+    ``squares`` are the sums of the squares of q and k, (B, 2 C) or, with those of v, (B, 3 C).
 
     q and k have unit length along the pixels: dividing the small product is the same and cheaper. Attention and
     projection are both linear in v: multiplied into one matrix first, v is read once.
     """
     heads = len(temperature)
     q, k = _by_head(qkv, heads)
-    lengths = qkv[..., : qkv.shape[-1] // 3 * 2].square().sum(dim=1).sqrt_().clamp_min_(1e-12)
-    lengths = lengths.view(len(qkv), 2, heads, -1)
+    lengths = squares[:, : qkv.shape[-1] // 3 * 2].sqrt().clamp_min_(1e-12).view(len(qkv), 2, heads, -1)
     cosines = (q.transpose(-1, -2) @ k) / (lengths[:, 0, ..., None] * lengths[:, 1, :, None])
     attention = (temperature * cosines).softmax(dim=-1)
     return attention, cosines, lengths, (attention.transpose(-1, -2) @ _by_input(weight, heads)).flatten(1, 2)
@@ -162,8 +247,14 @@ def _mixed_backward(
     cosines: Tensor,
     lengths: Tensor,
     mix: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of v times mix by qkv, temperature and weight."""
+    apart: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives of v times mix by qkv, temperature and weight.
+
+    Returns:
+        Those by qkv first, (B, pixels, 3 C), and the factors of qkv itself in them, (B, 3 C). If ``apart``, the product
+        of the two is yet to be added.
+    """
     heads, twice = len(temperature), qkv.shape[-1] // 3 * 2
     for_mix = torch.bmm(qkv[..., twice:].transpose(1, 2), gradient).unflatten(1, (heads, -1))  # (B, heads, c, C)
     for_projection = (attention @ for_mix).sum(0)  # (heads, c, C)
@@ -175,16 +266,17 @@ def _mixed_backward(
     cross = inner * temperature / (lengths[:, 0, ..., None] * lengths[:, 1, :, None])
     joined = torch.empty_like(qkv)
     torch.bmm(gradient, mix.transpose(1, 2), out=joined[..., twice:])
-    shrink = torch.stack((shares.sum(-1), shares.sum(-2)), dim=1).div_(lengths.square()).neg_()
-    torch.mul(qkv[..., :twice], shrink.flatten(1)[:, None], out=joined[..., :twice])
+    factors = torch.stack((shares.sum(-1), shares.sum(-2)), dim=1).div_(lengths.square()).neg_().flatten(1)
+    if not apart:
+        torch.mul(qkv[..., :twice], factors[:, None], out=joined[..., :twice])
     (q, k), (for_q, for_k) = (_by_head(part, heads) for part in (qkv, joined))
     if heads == 1:
-        for_q.squeeze(1).baddbmm_(k.squeeze(1), cross.squeeze(1).transpose(1, 2))
-        for_k.squeeze(1).baddbmm_(q.squeeze(1), cross.squeeze(1))
+        for_q.squeeze(1).baddbmm_(k.squeeze(1), cross.squeeze(1).transpose(1, 2), beta=not apart)
+        for_k.squeeze(1).baddbmm_(q.squeeze(1), cross.squeeze(1), beta=not apart)
     else:
-        for_q.add_(k @ cross.transpose(-1, -2))
-        for_k.add_(q @ cross)
-    return joined, for_temperature, for_projection.permute(2, 0, 1).flatten(1)
+        (for_q.copy_ if apart else for_q.add_)(k @ cross.transpose(-1, -2))
+        (for_k.copy_ if apart else for_k.add_)(q @ cross)
+    return joined, F.pad(factors, (0, twice // 2)), for_temperature, for_projection.permute(2, 0, 1).flatten(1)
 
 
 def _by_head(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mirl_study import kernels
+from mirl_study.fused import with_kernels
 from mirl_study.settings import Settings
 
 Restore = Callable[[Tensor], Tensor]
@@ -19,10 +21,12 @@ def forward_of(network: nn.Module, settings: Settings) -> Restore:
         settings: ``precision`` and ``compile`` of the run.
 
     Returns:
-        The network itself where both have their defaults; else a function that gives float32 images. The first call
-        compiles, for minutes; where no compiler works, it says so and goes on without.
+        The network itself where both have their defaults; else a function that gives float32 images. Where nothing
+        can be compiled, it says so and goes on without.
     """
-    run: Restore = _compiled(network) if settings.compile else network
+    run: Restore = network
+    if settings.compile:
+        run = (_compiled if next(network.parameters()).is_cuda else _with_kernels)(network)
     if settings.precision == "float32":
         return run
 
@@ -33,10 +37,24 @@ def forward_of(network: nn.Module, settings: Settings) -> Restore:
     return in_bf16
 
 
+def _with_kernels(network: nn.Module) -> Restore:
+    """With the kernels for a CPU, which take seconds to compile, once; under autocast they have nothing to do."""
+    try:
+        built = kernels.build()
+    except kernels.NoKernels as error:
+        _go_on_without(error)
+        return network
+
+    def run(images: Tensor) -> Tensor:
+        with with_kernels(built):
+            return network(images)
+
+    return run
+
+
 def _compiled(network: nn.Module) -> Restore:
-    """Compiled, with CUDA graphs where there is a GPU: a step of small kernels is mostly the launching of them."""
-    on_gpu = next(network.parameters()).is_cuda
-    compiled: Restore | None = torch.compile(network, mode="reduce-overhead" if on_gpu else "default")
+    """Compiled by torch with CUDA graphs, at the first call, for minutes: a step of small kernels mostly launches."""
+    compiled: Restore | None = torch.compile(network, mode="reduce-overhead")
 
     def run(images: Tensor) -> Tensor:
         nonlocal compiled
@@ -46,8 +64,12 @@ def _compiled(network: nn.Module) -> Restore:
             return compiled(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             compiled = None
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"compile=True is not possible here ({reason}): this training goes on without", stacklevel=2)
+            _go_on_without(error)
             return network(images)
 
     return run
+
+
+def _go_on_without(error: Exception) -> None:
+    reason = str(error).strip().splitlines()[0]
+    warnings.warn(f"compile=True is not possible here ({reason}): this training goes on without", stacklevel=3)

@@ -261,7 +261,8 @@ class Settings:
         prune_unused: whether the unused convolutions are prunable.
         precision: of the training's forward and backward pass: ``float32``, or ``bf16`` (autocast; weights, optimiser
             and evaluation stay float32).
-        compile: whether torch.compile makes the training's kernels (with CUDA graphs on a GPU); it rounds otherwise.
+        compile: whether the training runs on compiled kernels, torch.compile's with CUDA graphs on a GPU, those of
+            ``kernels.cpp`` on a CPU (float32 alone); they round otherwise.
         drop_overlap: whether training images that show the background of a test image are left out.
         fine_tune: steps of a one-shot baseline's fine-tuning, as a fraction of ``steps``.
         fine_tune_lr: its peak learning rate (the paper does not state one).

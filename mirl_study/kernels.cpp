@@ -1,0 +1,358 @@
+// What stands between the matrix products of a transformer block, on (B, H, W, C) in float32, each tensor read once:
+// 3x3 convolutions of each channel by itself, the GELU gate, and their derivatives. kernels.py builds it and calls it.
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace {
+
+constexpr long LANES = 16;  // channels in a vector; the last one of a pixel overlaps the one before it
+constexpr long BLOCK = 8;   // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+Vector &at(float *place) { return *reinterpret_cast<Vector *>(place); }
+Vector at(const float *place) { return *reinterpret_cast<const Vector *>(place); }
+
+struct Shape {
+    long images, height, width, channels;
+};
+
+// Some channels of a tensor, `step` floats from pixel to pixel.
+template <typename Float>
+struct Part {
+    Float *first;
+    long step;
+};
+
+// Some vectors of one image: what a task works on. Its own lines hold one vector of one row each, pixel after pixel.
+struct Block {
+    Shape shape;
+    long image, count;
+    long channel[BLOCK];  // where each vector begins
+
+    template <typename Float>
+    Float *row(Part<Float> tensor, long y) const {
+        return tensor.first + (image * shape.height + y) * shape.width * tensor.step;
+    }
+    long line() const { return shape.width * LANES; }
+
+    // Takes row y of a tensor in, the vectors' lines `apart` floats, and has the machine look for the next row.
+    void fetch(Part<const float> tensor, long y, float *lines, long apart) const {
+        const float *from = row(tensor, y), *next = row(tensor, std::min(y + 1, shape.height - 1));
+        for (long x = 0; x < shape.width; x++, from += tensor.step, next += tensor.step)
+            for (long v = 0; v < count; v++) {
+                at(lines + v * apart + x * LANES) = at(from + channel[v]);
+                __builtin_prefetch(next + channel[v]);
+            }
+    }
+
+    void store(Part<float> tensor, long y, const float *lines, long apart) const {
+        float *to = row(tensor, y);
+        for (long x = 0; x < shape.width; x++, to += tensor.step)
+            for (long v = 0; v < count; v++) at(to + channel[v]) = at(lines + v * apart + x * LANES);
+    }
+};
+
+// Three neighbouring rows of each vector, with zeros around the image.
+struct Rows {
+    float *memory;
+    long width;
+
+    static long size(long width) { return BLOCK * 3 * (width + 2) * LANES; }
+    long apart() const { return 3 * (width + 2) * LANES; }
+    float *at(long v, long y) const { return memory + v * apart() + ((y + 3) % 3 * (width + 2) + 1) * LANES; }
+    void clear(long v, long y) const { std::fill(at(v, y), at(v, y) + width * LANES, 0.f); }
+
+    void fetch(const Block &block, Part<const float> tensor, long y) const {
+        if (y < block.shape.height) return block.fetch(tensor, y, at(0, y), apart());
+        for (long v = 0; v < block.count; v++) clear(v, y);
+    }
+
+    // Calls `use` with each pixel of row y and the left, middle and right column of three around it.
+    template <typename Use>
+    void walk(long v, long y, Use use) const {
+        const float *row[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
+        Vector left[3], here[3], right[3];
+        for (int i = 0; i < 3; i++) left[i] = ::at(row[i] - LANES), here[i] = ::at(row[i]);
+        for (long x = 0; x < width; x++) {
+            for (int i = 0; i < 3; i++) right[i] = ::at(row[i] + (x + 1) * LANES);
+            use(x, left, here, right);
+            for (int i = 0; i < 3; i++) left[i] = here[i], here[i] = right[i];
+        }
+    }
+
+    // Writes row y of the convolution with a kernel.
+    void convolve(long v, long y, const Vector kernel[9], float *line) const {
+        Vector weight[9];
+        std::copy(kernel, kernel + 9, weight);
+        walk(v, y, [&](long x, const Vector *left, const Vector *here, const Vector *right) {
+            Vector sum{};
+            for (int i = 0; i < 3; i++)
+                sum += weight[3 * i] * left[i] + weight[3 * i + 1] * here[i] + weight[3 * i + 2] * right[i];
+            ::at(line + x * LANES) = sum;
+        });
+    }
+
+    // Adds to `total`, the derivatives by a kernel, what a line of the derivatives by row y of its output contributes.
+    void correlate(long v, long y, const float *line, Vector total[9]) const {
+        Vector sum[9];
+        std::copy(total, total + 9, sum);
+        walk(v, y, [&](long x, const Vector *left, const Vector *here, const Vector *right) {
+            const Vector by = ::at(line + x * LANES);
+            for (int i = 0; i < 3; i++)
+                sum[3 * i] += by * left[i], sum[3 * i + 1] += by * here[i], sum[3 * i + 2] += by * right[i];
+        });
+        std::copy(sum, sum + 9, total);
+    }
+};
+
+// A task's own memory, zeros at first, given out in pieces that begin with a line of the cache.
+class Scratch {
+    std::vector<float> memory;
+    void *free;
+    size_t room;
+
+  public:
+    explicit Scratch(long floats)
+        : memory(floats + 8 * LANES), free(memory.data()), room(memory.size() * sizeof(float)) {}
+    float *take(long floats) {
+        const size_t size = floats * sizeof(float);
+        float *taken = static_cast<float *>(std::align(64, size, free, room));
+        free = taken + floats, room -= size;
+        return taken;
+    }
+};
+
+// exp(x) for x <= 0: a power of two by its exponent, the rest by a polynomial of degree six (Cephes' coefficients).
+inline Vector exponential(Vector x) {
+    x = x < -87.f ? Vector{} - 87.f : x;
+    const Vector shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+    const Vector power = shifted - 12582912.f;
+    const Vector rest = x - power * 0.693359375f + power * 2.12194440e-4f;
+    Vector sum = 1.9875691500e-4f * rest + 1.3981999507e-3f;
+    for (float next : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) sum = sum * rest + next;
+    return (Vector)(((Integers)shifted << 23) + (Integers)(sum * rest * rest + rest + 1.f));
+}
+
+// The normal distribution's share below x, to 1e-7 (Abramowitz and Stegun, 7.1.26), and exp(-x^2 / 2).
+inline void normal(Vector x, Vector &below, Vector &bell) {
+    bell = exponential(-0.5f * x * x);
+    const Vector t = 1.f / (1.f + 0.23164189f * (x < 0.f ? -x : x));
+    Vector tail = 0.5307027145f * t - 0.7265760135f;
+    for (float next : {0.7107068705f, -0.142248368f, 0.127414796f}) tail = tail * t + next;
+    tail *= t * bell;
+    below = x < 0.f ? tail : 1.f - tail;
+}
+
+void load(const float *weight, long channel, Vector kernel[9]) {  // weight: (C, 3, 3)
+    for (int lane = 0; lane < LANES; lane++)
+        for (int k = 0; k < 9; k++) kernel[k][lane] = weight[9 * (channel + lane) + k];
+}
+
+// Calls a task for each block, in parallel; blocks are of one size but for one vector, so overlaps stay within them.
+template <typename Task>
+void each(const Shape &shape, int threads, Task task) {
+    const long vectors = (shape.channels + LANES - 1) / LANES, blocks = (vectors + BLOCK - 1) / BLOCK;
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (long image = 0; image < shape.images; image++)
+        for (long block = 0; block < blocks; block++) {
+            const long first = block * vectors / blocks, last = (block + 1) * vectors / blocks;
+            Block part{shape, image, last - first, {}};
+            for (long v = first; v < last; v++) part.channel[v - first] = std::min(v * LANES, shape.channels - LANES);
+            task(part);
+        }
+}
+
+// The way back through `parts` convolutions side by side. `derive` writes a row of the derivatives by what they gave.
+template <int parts, typename Derive>
+void backward(const Shape &shape, const float *entering, const float *weight, float *for_entering, float *for_weight,
+              int threads, Derive derive) {
+    const long size = parts * shape.channels * 9;
+    std::vector<float> shares(shape.images * size);  // of each image in for_weight, added up in one order
+    const long step = parts * shape.channels;
+    each(shape, threads, [&](const Block &block) {
+        const long line = block.line();
+        Scratch scratch(2 * parts * Rows::size(shape.width) + 2 * BLOCK * line);
+        float *const lines[] = {scratch.take(BLOCK * line), scratch.take(BLOCK * line)};
+        Rows in[parts], by[parts];  // what entered, and the derivatives by what left
+        Vector kernels[parts][BLOCK][9], turned[parts][BLOCK][9], total[parts][BLOCK][9] = {};
+        for (int part = 0; part < parts; part++) {
+            in[part] = {scratch.take(Rows::size(shape.width)), shape.width};
+            by[part] = {scratch.take(Rows::size(shape.width)), shape.width};
+            in[part].fetch(block, {entering + part * shape.channels, step}, 0);
+            for (long v = 0; v < block.count; v++) {
+                load(weight + part * shape.channels * 9, block.channel[v], kernels[part][v]);
+                std::reverse_copy(kernels[part][v], kernels[part][v] + 9, turned[part][v]);
+            }
+        }
+        for (long y = 0; y <= shape.height; y++) {
+            if (y < shape.height) {
+                for (int part = 0; part < parts; part++) in[part].fetch(block, {entering + part * shape.channels, step}, y + 1);
+                derive(block, y, in, kernels, by, lines);
+            }
+            for (int part = 0; part < parts; part++) {
+                for (long v = 0; v < block.count; v++) {
+                    if (y < shape.height)
+                        in[part].correlate(v, y, by[part].at(v, y), total[part][v]);
+                    else
+                        by[part].clear(v, y);
+                    if (y > 0) by[part].convolve(v, y - 1, turned[part][v], lines[0] + v * line);
+                }
+                if (y > 0) block.store({for_entering + part * shape.channels, step}, y - 1, lines[0], line);
+            }
+        }
+        for (int part = 0; part < parts; part++)
+            for (long v = 0; v < block.count; v++)
+                for (int lane = 0; lane < LANES; lane++)
+                    for (int k = 0; k < 9; k++)
+                        shares[block.image * size + (part * shape.channels + block.channel[v] + lane) * 9 + k] =
+                            total[part][v][k][lane];
+    });
+    for (long place = 0; place < size; place++)
+        for (long image = 0; image < shape.images; image++)
+            for_weight[place] = (image ? for_weight[place] : 0) + shares[image * size + place];
+}
+
+}  // namespace
+
+extern "C" {
+
+// out = depthwise(entering); squares: (B, C), the sums of its squares along the pixels
+void depthwise(const float *entering, const float *weight, float *out, float *squares, long images, long height,
+               long width, long channels, int threads) {
+    each({images, height, width, channels}, threads, [&](const Block &block) {
+        const long line = block.line();
+        Scratch scratch(Rows::size(width) + BLOCK * line);
+        const Rows in{scratch.take(Rows::size(width)), width};
+        float *const lines = scratch.take(BLOCK * line);
+        Vector kernels[BLOCK][9], sum[BLOCK] = {};
+        for (long v = 0; v < block.count; v++) load(weight, block.channel[v], kernels[v]);
+        in.fetch(block, {entering, channels}, 0);
+        for (long y = 0; y < height; y++) {
+            in.fetch(block, {entering, channels}, y + 1);
+            for (long v = 0; v < block.count; v++) {
+                in.convolve(v, y, kernels[v], lines + v * line);
+                Vector row{};
+                for (long x = 0; x < line; x += LANES) row += at(lines + v * line + x) * at(lines + v * line + x);
+                sum[v] += row;
+            }
+            block.store({out, channels}, y, lines, line);
+        }
+        for (long v = 0; v < block.count; v++) at(squares + block.image * channels + block.channel[v]) = sum[v];
+    });
+}
+
+// gradient and by_left * left, (B, C) times (B, H, W, C), together are the derivatives by what depthwise gave;
+// for_entering may be gradient itself
+void depthwise_backward(const float *entering, const float *weight, const float *gradient, const float *left,
+                        const float *by_left, float *for_entering, float *for_weight, long images, long height,
+                        long width, long channels, int threads) {
+    const auto derive = [&](const Block &block, long y, const Rows *, const Vector (*)[BLOCK][9], const Rows *by,
+                            float *const lines[2]) {
+        const long line = block.line();
+        block.fetch({gradient, channels}, y, lines[0], line);
+        block.fetch({left, channels}, y, lines[1], line);
+        for (long v = 0; v < block.count; v++) {
+            const Vector factor = at(by_left + block.image * channels + block.channel[v]);
+            for (long x = 0; x < line; x += LANES)
+                at(by->at(v, y) + x) = at(lines[0] + v * line + x) + factor * at(lines[1] + v * line + x);
+        }
+    };
+    backward<1>({images, height, width, channels}, entering, weight, for_entering, for_weight, threads, derive);
+}
+
+// product = gelu(depthwise(gate)) * depthwise(value); entering: (B, H, W, 2C), weight: (2C, 3, 3), the gate's first
+void gated(const float *entering, const float *weight, float *product, long images, long height, long width,
+           long channels, int threads) {
+    each({images, height, width, channels}, threads, [&](const Block &block) {
+        const long line = block.line();
+        Scratch scratch(2 * Rows::size(width) + (BLOCK + 1) * line);
+        float *const lines = scratch.take(BLOCK * line), *const passing = scratch.take(line);
+        Rows in[2];
+        Vector kernels[2][BLOCK][9];
+        for (int part = 0; part < 2; part++) {
+            in[part] = {scratch.take(Rows::size(width)), width};
+            in[part].fetch(block, {entering + part * channels, 2 * channels}, 0);
+            for (long v = 0; v < block.count; v++) load(weight + part * channels * 9, block.channel[v], kernels[part][v]);
+        }
+        for (long y = 0; y < height; y++) {
+            for (int part = 0; part < 2; part++) in[part].fetch(block, {entering + part * channels, 2 * channels}, y + 1);
+            for (long v = 0; v < block.count; v++) {
+                float *const opening = lines + v * line;
+                in[0].convolve(v, y, kernels[0][v], opening);
+                in[1].convolve(v, y, kernels[1][v], passing);
+                for (long x = 0; x < line; x += LANES) {
+                    Vector below, bell;
+                    normal(at(opening + x), below, bell);
+                    at(opening + x) *= below * at(passing + x);
+                }
+            }
+            block.store({product, channels}, y, lines, line);
+        }
+    });
+}
+
+// inner: derivatives by the product, which is computed again; product may be inner itself
+void gated_backward(const float *entering, const float *weight, const float *inner, float *product, float *for_entering,
+                    float *for_weight, long images, long height, long width, long channels, int threads) {
+    const auto derive = [&](const Block &block, long y, const Rows *in, const Vector (*kernels)[BLOCK][9], const Rows *by,
+                            float *const lines[2]) {
+        const long line = block.line();
+        block.fetch({inner, channels}, y, lines[0], line);
+        for (long v = 0; v < block.count; v++) {
+            for (int part = 0; part < 2; part++) in[part].convolve(v, y, kernels[part][v], by[part].at(v, y));
+            for (long x = 0; x < line; x += LANES) {
+                Vector below, bell, &first = at(by[0].at(v, y) + x), &second = at(by[1].at(v, y) + x);
+                const Vector outer = at(lines[0] + v * line + x), opening = first, passing = second;
+                normal(opening, below, bell);
+                const Vector opened = opening * below, slope = below + opening * bell * 0.39894228f;  // 1 / sqrt(2 pi)
+                at(lines[1] + v * line + x) = opened * passing;
+                first = outer * passing * slope;
+                second = outer * opened;
+            }
+        }
+        block.store({product, channels}, y, lines[1], line);
+    };
+    backward<2>({images, height, width, channels}, entering, weight, for_entering, for_weight, threads, derive);
+}
+
+// derivatives of LayerNorm by x, with those of the way around added, and by gain and bias; mean, spread: (B, H, W)
+void norm_backward(const float *__restrict gradient, const float *__restrict x, const float *__restrict gain, const float *__restrict mean, const float *__restrict spread,
+                   const float *__restrict around, float *__restrict for_x, float *__restrict for_gain, float *__restrict for_bias, long images, long height,
+                   long width, long channels, int threads) {
+    std::vector<float> shares(images * 2 * channels);  // of each image in the sums, added up in one order
+#pragma omp parallel for num_threads(threads)
+    for (long image = 0; image < images; image++) {
+        float *__restrict by_gain = shares.data() + image * 2 * channels, *by_bias = by_gain + channels;
+        for (long pixel = image * height * width; pixel < (image + 1) * height * width; pixel++) {
+            const float *__restrict by = gradient + pixel * channels, *from = x + pixel * channels;
+            const float middle = mean[pixel], inverse = spread[pixel];
+            float sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+            for (long c = 0; c < channels; c++) {
+                const float unit = (from[c] - middle) * inverse;
+                by_gain[c] += by[c] * unit;
+                by_bias[c] += by[c];
+                sum += by[c] * gain[c];
+                along += by[c] * gain[c] * unit;
+            }
+            sum /= channels, along /= channels;
+            const float *__restrict past = around + pixel * channels;
+            float *__restrict to = for_x + pixel * channels;
+            for (long c = 0; c < channels; c++)
+                to[c] = (by[c] * gain[c] - sum - (from[c] - middle) * inverse * along) * inverse + past[c];
+        }
+    }
+    std::fill(for_gain, for_gain + channels, 0.f);
+    std::fill(for_bias, for_bias + channels, 0.f);
+    for (long image = 0; image < images; image++)
+        for (long c = 0; c < channels; c++) {
+            for_gain[c] += shares[image * 2 * channels + c];
+            for_bias[c] += shares[(image * 2 + 1) * channels + c];
+        }
+}
+}
