@@ -1,4 +1,8 @@
-"""What the settings that round otherwise do to PSNR: the dense network of `laptop`, trained with each, on each seed."""
+"""What the settings that round otherwise do to PSNR: the dense network of `laptop`, trained with each, on each seed.
+
+The control is the same training with half the threads: sums are then added up in another order, and nothing else is
+different. What it moves, any rounding moves.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +12,15 @@ import torch
 
 from benchmarks.bench import RESULTS
 from mirl_study import load_settings, lottery, store
+from mirl_study.verdicts import interval
 
-OTHERWISE = {"float32": {}, "compile=true": {"compile": True}, "precision=bf16": {"precision": "bf16"}}
+CONTROL = "float32, half the threads"
+OTHERWISE = {
+    "float32": {},
+    CONTROL: {},
+    "compile=true": {"compile": True},
+    "precision=bf16": {"precision": "bf16"},
+}
 
 
 def rounding(folder: Path, seeds: Sequence[int], threads: int) -> pd.DataFrame:
@@ -18,14 +29,14 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int) -> pd.DataFrame:
     Args:
         folder: for the runs; those of one folder go on where they stopped.
         seeds: of the initialisation, the batches and the noise.
-        threads: of torch.
+        threads: of torch, two at least.
 
     Returns:
         A row a setting and seed: ``setting``, ``seed``, and the PSNR in dB of each family and their ``mean``.
     """
-    torch.set_num_threads(threads)
     rows = []
     for name, changes in OTHERWISE.items():
+        torch.set_num_threads(threads // 2 if name == CONTROL else threads)
         for seed in seeds:
             dense = lottery.dense_round(load_settings("laptop", seed=seed, **changes), folder / name)
             rows.append({"setting": name, "seed": seed, **dense.scores.psnr, "mean": dense.scores.psnr.mean()})
@@ -42,16 +53,20 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int) -> pd.DataFrame:
 def _markdown(table: pd.DataFrame, facts: dict) -> str:
     wide = table.pivot(index="seed", columns="setting", values="mean")
     apart = wide.drop(columns="float32").sub(wide["float32"], axis=0)
-    lines = [
-        f"- `{name}`: {values.mean():+.3f} dB against float32 as it is ({values.min():+.3f} to {values.max():+.3f}, "
-        f"{len(values)} seeds)"
-        for name, values in apart.items()
-    ]
-    scatter = wide["float32"].max() - wide["float32"].min()
+    lines = []
+    for name, values in apart[[name for name in OTHERWISE if name in apart]].items():
+        mean, low, high = interval(values)
+        lines.append(
+            f"- {name}: {mean:+.3f} dB against float32 as it is (95 % interval {low:+.3f} to {high:+.3f}; single seeds "
+            f"{values.min():+.3f} to {values.max():+.3f})"
+        )
+    scatter = wide["float32"].std()
     return (
-        "PSNR of `laptop`'s dense network on its test images, in dB:\n\n"
+        f"PSNR of `laptop`'s dense network on its test images, in dB, {facts['threads']} threads. Half of them are the "
+        "control: sums in another order, and nothing else.\n\n"
         f"{table.to_markdown(index=False, floatfmt='.3f')}\n\n"
         + "\n".join(lines)
-        + f"\n\nMeans of the families, each seed against itself. The seeds are {scatter:.3f} dB apart. {facts['cpu']}, "
+        + f"\n\nMeans of the rows, each of {len(wide)} seeds against itself. From seed to seed, float32 as it is has a "
+        f"standard deviation of {scatter:.3f} dB. {facts['cpu']}, "
         f"{facts['device']}, torch {facts['versions']['torch']}.\n"
     )

@@ -70,7 +70,7 @@ def cli(context: click.Context) -> None:
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Of each side; the median counts.")
 @click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(1), help="Of torch. [default: all]")
 @click.option(
-    "--rounding", is_flag=True, help="Instead: what `compile` and bf16 do to the PSNR of `laptop`, three seeds."
+    "--rounding", is_flag=True, help="Instead: what `compile` and bf16 do to the PSNR of `laptop`, eight seeds."
 )
 def bench(rows: str, runs: int, threads: int, rounding: bool) -> None:
     """Time the study against a plain restatement of the reference path; on a machine that does nothing else."""
@@ -79,7 +79,7 @@ def bench(rows: str, runs: int, threads: int, rounding: bool) -> None:
     from mirl_study.store import results_root
 
     if rounding:
-        click.echo(compare(results_root() / "rounding", range(3), threads).to_string(index=False))
+        click.echo(compare(results_root() / "rounding", range(8), threads).to_string(index=False))
         return
     measure([row for row in rows.split(",") if row], runs, threads)
 
