@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.bench import RESULTS
 from mirl_study import load_settings, lottery, store
+from mirl_study.settings import SettingsError
 from mirl_study.verdicts import interval
 
 CONTROL = "float32, half the threads"
@@ -23,22 +24,30 @@ OTHERWISE = {
 }
 
 
-def rounding(folder: Path, seeds: Sequence[int], threads: int) -> pd.DataFrame:
+def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "laptop") -> pd.DataFrame:
     """Trains and scores; what is in the folder already is read. Keeps the result in ``benchmarks/results/``.
 
     Args:
         folder: for the runs; those of one folder go on where they stopped.
         seeds: of the initialisation, the batches and the noise.
         threads: of torch, two at least.
+        profile: whose dense network is trained.
 
     Returns:
-        A row a setting and seed: ``setting``, ``seed``, and the PSNR in dB of each family and their ``mean``.
+        A row a setting and seed: ``setting``, ``seed``, and the PSNR in dB of each task and their ``mean``.
+
+    Raises:
+        SettingsError: for a single thread, which has no half.
     """
+    if threads < 2:
+        raise SettingsError(
+            f"threads={threads} is not allowed with --rounding: at least 2, for half of them is the control"
+        )
     rows = []
     for name, changes in OTHERWISE.items():
         torch.set_num_threads(threads // 2 if name == CONTROL else threads)
         for seed in seeds:
-            dense = lottery.dense_round(load_settings("laptop", seed=seed, **changes), folder / name)
+            dense = lottery.dense_round(load_settings(profile, seed=seed, **changes), folder / name)
             rows.append({"setting": name, "seed": seed, **dense.scores.psnr, "mean": dense.scores.psnr.mean()})
     table = pd.DataFrame(rows)
     device = lottery.default_device()
@@ -46,11 +55,11 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int) -> pd.DataFrame:
     place = RESULTS / f"rounding-{device.type}"
     store.write_json(place.with_suffix(".json"), record)
     with store.atomic(place.with_suffix(".md")) as temporary:
-        temporary.write_text(_markdown(table, record["facts"]), encoding="utf-8")
+        temporary.write_text(_markdown(table, record["facts"], profile), encoding="utf-8")
     return table
 
 
-def _markdown(table: pd.DataFrame, facts: dict) -> str:
+def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
     wide = table.pivot(index="seed", columns="setting", values="mean")
     apart = wide.drop(columns="float32").sub(wide["float32"], axis=0)
     lines = []
@@ -62,8 +71,8 @@ def _markdown(table: pd.DataFrame, facts: dict) -> str:
         )
     scatter = wide["float32"].std()
     return (
-        f"PSNR of `laptop`'s dense network on its test images, in dB, {facts['threads']} threads. Half of them are the "
-        "control: sums in another order, and nothing else.\n\n"
+        f"PSNR of `{profile}`'s dense network on its test images, in dB, {facts['threads']} threads; half of them are "
+        "the control: sums in another order, and nothing else.\n\n"
         f"{table.to_markdown(index=False, floatfmt='.3f')}\n\n"
         + "\n".join(lines)
         + f"\n\nMeans of the rows, each of {len(wide)} seeds against itself. From seed to seed, float32 as it is has a "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, plain, subjects
+from benchmarks import bench, plain, rounding, subjects
 from mirl_study import criteria
 from mirl_study.masks import Mask
 from mirl_study.network import build_network
@@ -68,3 +68,20 @@ def test_time_in_products_is_that_of_products_alone():
 def test_both_sides_compute_the_same_steps():
     ours, plainly = (subjects.step_laptop(side)() for side in ("ours", "plain"))
     assert len(ours) == 8 * 3 * 32 * 32 + 10 and ours == pytest.approx(plainly, abs=1e-4)
+
+
+def test_rounding_is_measured_beside_a_control_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounding, "RESULTS", tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        table = rounding.rounding(tmp_path / "runs", [0, 1], 2, "smoke")
+        monkeypatch.setattr(rounding.lottery, "train", lambda *_, **__: pytest.fail("trained again"))
+        again = rounding.rounding(tmp_path / "runs", [0, 1], 2, "smoke")
+    finally:
+        torch.set_num_threads(threads)
+    assert table.equals(again) and table["setting"].value_counts().to_dict() == dict.fromkeys(rounding.OTHERWISE, 2)
+    assert table.filter(["denoise15", "derain", "dehaze", "mean"]).notna().all(axis=None)
+    text = next(tmp_path.glob("*.md")).read_text()
+    assert all(f"- {name}: " in text for name in rounding.OTHERWISE if name != "float32")
+    with pytest.raises(SettingsError, match="threads=1 is not allowed with --rounding: at least 2"):
+        rounding.rounding(tmp_path / "runs", [0], 1, "smoke")
