@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from benchmarks.bench import RESULTS
-from mirl_study import load_settings, lottery, store
+from mirl_study import kernels, load_settings, lottery, store
 from mirl_study.settings import SettingsError
 from mirl_study.verdicts import interval
 
@@ -38,17 +38,24 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
 
     Raises:
         SettingsError: for a single thread, which has no half.
+        NoKernels: where ``compile=true`` could change nothing.
     """
     if threads < 2:
         raise SettingsError(
             f"threads={threads} is not allowed with --rounding: at least 2, for half of them is the control"
         )
-    rows = []
-    for name, changes in OTHERWISE.items():
-        torch.set_num_threads(threads // 2 if name == CONTROL else threads)
-        for seed in seeds:
-            dense = lottery.dense_round(load_settings(profile, seed=seed, **changes), folder / name)
-            rows.append({"setting": name, "seed": seed, **dense.scores.psnr, "mean": dense.scores.psnr.mean()})
+    if lottery.default_device().type == "cpu":
+        kernels.build()  # a training that goes on without would be compared with itself
+    rows, before = [], torch.get_num_threads()
+    try:
+        for name, changes in OTHERWISE.items():
+            torch.set_num_threads(threads // 2 if name == CONTROL else threads)
+            for seed in seeds:
+                settings = load_settings(profile, seed=seed, **changes)
+                dense = lottery.dense_round(settings, folder / f"{threads}-threads" / name)
+                rows.append({"setting": name, "seed": seed, **dense.scores.psnr, "mean": dense.scores.psnr.mean()})
+    finally:
+        torch.set_num_threads(before)
     table = pd.DataFrame(rows)
     device = lottery.default_device()
     record = {"facts": store.provenance(device) | {"threads": threads}, "rows": table.to_dict("records")}

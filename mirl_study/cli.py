@@ -373,12 +373,11 @@ def _check_data() -> bool:
 def _kernels() -> str:
     """Whether the setting ``compile`` has an effect on this CPU; without, all works the same, only slower."""
     try:
-        from mirl_study.kernels import build
+        from mirl_study.kernels import state
 
-        build()
+        return state()
     except Exception as error:  # as above
         return f"goes on without: {' '.join(str(error).split())}"
-    return "the kernels compile"
 
 
 if __name__ == "__main__":

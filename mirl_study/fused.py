@@ -132,7 +132,10 @@ def _if_not_large(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _kernels_for(x: Tensor, channels: int = VECTOR) -> Kernels | None:
-    """The compiled kernels, where they are wanted and have been written for such a tensor."""
+    """The compiled kernels, where they are wanted and have been written for such a tensor.
+
+    ``channels`` are those of a depth-wise convolution that are not padded to a whole vector.
+    """
     here = x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() and channels >= VECTOR
     return _kernels.get() if here else None
 

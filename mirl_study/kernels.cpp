@@ -11,11 +11,14 @@ namespace {
 constexpr long LANES = 16;  // channels in a vector; the last one of a pixel overlaps the one before it
 constexpr long BLOCK = 8;   // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
 
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+static_assert(BLOCK > 1, "a last vector that overlaps must be in one block with the vector that it overlaps");
 
-Vector &at(float *place) { return *reinterpret_cast<Vector *>(place); }
-Vector at(const float *place) { return *reinterpret_cast<const Vector *>(place); }
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // in a tensor, at any float
+
+Vector get(const float *place) { return *reinterpret_cast<const Loose *>(place); }
+void put(float *place, Vector value) { *reinterpret_cast<Loose *>(place) = value; }
 
 struct Shape {
     long images, height, width, channels;
@@ -45,7 +48,7 @@ struct Block {
         const float *from = row(tensor, y), *next = row(tensor, std::min(y + 1, shape.height - 1));
         for (long x = 0; x < shape.width; x++, from += tensor.step, next += tensor.step)
             for (long v = 0; v < count; v++) {
-                at(lines + v * apart + x * LANES) = at(from + channel[v]);
+                put(lines + v * apart + x * LANES, get(from + channel[v]));
                 __builtin_prefetch(next + channel[v]);
             }
     }
@@ -53,7 +56,7 @@ struct Block {
     void store(Part<float> tensor, long y, const float *lines, long apart) const {
         float *to = row(tensor, y);
         for (long x = 0; x < shape.width; x++, to += tensor.step)
-            for (long v = 0; v < count; v++) at(to + channel[v]) = at(lines + v * apart + x * LANES);
+            for (long v = 0; v < count; v++) put(to + channel[v], get(lines + v * apart + x * LANES));
     }
 };
 
@@ -77,9 +80,9 @@ struct Rows {
     void walk(long v, long y, Use use) const {
         const float *row[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
         Vector left[3], here[3], right[3];
-        for (int i = 0; i < 3; i++) left[i] = ::at(row[i] - LANES), here[i] = ::at(row[i]);
+        for (int i = 0; i < 3; i++) left[i] = get(row[i] - LANES), here[i] = get(row[i]);
         for (long x = 0; x < width; x++) {
-            for (int i = 0; i < 3; i++) right[i] = ::at(row[i] + (x + 1) * LANES);
+            for (int i = 0; i < 3; i++) right[i] = get(row[i] + (x + 1) * LANES);
             use(x, left, here, right);
             for (int i = 0; i < 3; i++) left[i] = here[i], here[i] = right[i];
         }
@@ -93,7 +96,7 @@ struct Rows {
             Vector sum{};
             for (int i = 0; i < 3; i++)
                 sum += weight[3 * i] * left[i] + weight[3 * i + 1] * here[i] + weight[3 * i + 2] * right[i];
-            ::at(line + x * LANES) = sum;
+            put(line + x * LANES, sum);
         });
     }
 
@@ -102,7 +105,7 @@ struct Rows {
         Vector sum[9];
         std::copy(total, total + 9, sum);
         walk(v, y, [&](long x, const Vector *left, const Vector *here, const Vector *right) {
-            const Vector by = ::at(line + x * LANES);
+            const Vector by = get(line + x * LANES);
             for (int i = 0; i < 3; i++)
                 sum[3 * i] += by * left[i], sum[3 * i + 1] += by * here[i], sum[3 * i + 2] += by * right[i];
         });
@@ -127,7 +130,7 @@ class Scratch {
     }
 };
 
-// exp(x) for x <= 0: a power of two by its exponent, the rest by a polynomial of degree six (Cephes' coefficients).
+// exp(x) for -87 <= x <= 0, and exp(-87) below: a power of two by its exponent, the rest by a polynomial (Cephes).
 inline Vector exponential(Vector x) {
     x = x < -87.f ? Vector{} - 87.f : x;
     const Vector shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to an integer
@@ -191,7 +194,8 @@ void backward(const Shape &shape, const float *entering, const float *weight, fl
         }
         for (long y = 0; y <= shape.height; y++) {
             if (y < shape.height) {
-                for (int part = 0; part < parts; part++) in[part].fetch(block, {entering + part * shape.channels, step}, y + 1);
+                for (int part = 0; part < parts; part++)
+                    in[part].fetch(block, {entering + part * shape.channels, step}, y + 1);
                 derive(block, y, in, kernels, by, lines);
             }
             for (int part = 0; part < parts; part++) {
@@ -212,9 +216,9 @@ void backward(const Shape &shape, const float *entering, const float *weight, fl
                         shares[block.image * size + (part * shape.channels + block.channel[v] + lane) * 9 + k] =
                             total[part][v][k][lane];
     });
-    for (long place = 0; place < size; place++)
-        for (long image = 0; image < shape.images; image++)
-            for_weight[place] = (image ? for_weight[place] : 0) + shares[image * size + place];
+    std::fill(for_weight, for_weight + size, 0.f);
+    for (long image = 0; image < shape.images; image++)
+        for (long place = 0; place < size; place++) for_weight[place] += shares[image * size + place];
 }
 
 }  // namespace
@@ -237,12 +241,12 @@ void depthwise(const float *entering, const float *weight, float *out, float *sq
             for (long v = 0; v < block.count; v++) {
                 in.convolve(v, y, kernels[v], lines + v * line);
                 Vector row{};
-                for (long x = 0; x < line; x += LANES) row += at(lines + v * line + x) * at(lines + v * line + x);
+                for (long x = 0; x < line; x += LANES) row += get(lines + v * line + x) * get(lines + v * line + x);
                 sum[v] += row;
             }
             block.store({out, channels}, y, lines, line);
         }
-        for (long v = 0; v < block.count; v++) at(squares + block.image * channels + block.channel[v]) = sum[v];
+        for (long v = 0; v < block.count; v++) put(squares + block.image * channels + block.channel[v], sum[v]);
     });
 }
 
@@ -257,9 +261,9 @@ void depthwise_backward(const float *entering, const float *weight, const float 
         block.fetch({gradient, channels}, y, lines[0], line);
         block.fetch({left, channels}, y, lines[1], line);
         for (long v = 0; v < block.count; v++) {
-            const Vector factor = at(by_left + block.image * channels + block.channel[v]);
+            const Vector factor = get(by_left + block.image * channels + block.channel[v]);
             for (long x = 0; x < line; x += LANES)
-                at(by->at(v, y) + x) = at(lines[0] + v * line + x) + factor * at(lines[1] + v * line + x);
+                put(by->at(v, y) + x, get(lines[0] + v * line + x) + factor * get(lines[1] + v * line + x));
         }
     };
     backward<1>({images, height, width, channels}, entering, weight, for_entering, for_weight, threads, derive);
@@ -277,18 +281,20 @@ void gated(const float *entering, const float *weight, float *product, long imag
         for (int part = 0; part < 2; part++) {
             in[part] = {scratch.take(Rows::size(width)), width};
             in[part].fetch(block, {entering + part * channels, 2 * channels}, 0);
-            for (long v = 0; v < block.count; v++) load(weight + part * channels * 9, block.channel[v], kernels[part][v]);
+            for (long v = 0; v < block.count; v++)
+                load(weight + part * channels * 9, block.channel[v], kernels[part][v]);
         }
         for (long y = 0; y < height; y++) {
-            for (int part = 0; part < 2; part++) in[part].fetch(block, {entering + part * channels, 2 * channels}, y + 1);
+            for (int part = 0; part < 2; part++)
+                in[part].fetch(block, {entering + part * channels, 2 * channels}, y + 1);
             for (long v = 0; v < block.count; v++) {
                 float *const opening = lines + v * line;
                 in[0].convolve(v, y, kernels[0][v], opening);
                 in[1].convolve(v, y, kernels[1][v], passing);
                 for (long x = 0; x < line; x += LANES) {
                     Vector below, bell;
-                    normal(at(opening + x), below, bell);
-                    at(opening + x) *= below * at(passing + x);
+                    normal(get(opening + x), below, bell);
+                    put(opening + x, get(opening + x) * below * get(passing + x));
                 }
             }
             block.store({product, channels}, y, lines, line);
@@ -299,20 +305,21 @@ void gated(const float *entering, const float *weight, float *product, long imag
 // inner: derivatives by the product, which is computed again; product may be inner itself
 void gated_backward(const float *entering, const float *weight, const float *inner, float *product, float *for_entering,
                     float *for_weight, long images, long height, long width, long channels, int threads) {
-    const auto derive = [&](const Block &block, long y, const Rows *in, const Vector (*kernels)[BLOCK][9], const Rows *by,
-                            float *const lines[2]) {
+    const auto derive = [&](const Block &block, long y, const Rows *in, const Vector (*kernels)[BLOCK][9],
+                            const Rows *by, float *const lines[2]) {
         const long line = block.line();
         block.fetch({inner, channels}, y, lines[0], line);
         for (long v = 0; v < block.count; v++) {
             for (int part = 0; part < 2; part++) in[part].convolve(v, y, kernels[part][v], by[part].at(v, y));
             for (long x = 0; x < line; x += LANES) {
-                Vector below, bell, &first = at(by[0].at(v, y) + x), &second = at(by[1].at(v, y) + x);
-                const Vector outer = at(lines[0] + v * line + x), opening = first, passing = second;
+                float *const first = by[0].at(v, y) + x, *const second = by[1].at(v, y) + x;
+                const Vector outer = get(lines[0] + v * line + x), opening = get(first), passing = get(second);
+                Vector below, bell;
                 normal(opening, below, bell);
                 const Vector opened = opening * below, slope = below + opening * bell * 0.39894228f;  // 1 / sqrt(2 pi)
-                at(lines[1] + v * line + x) = opened * passing;
-                first = outer * passing * slope;
-                second = outer * opened;
+                put(lines[1] + v * line + x, opened * passing);
+                put(first, outer * passing * slope);
+                put(second, outer * opened);
             }
         }
         block.store({product, channels}, y, lines[1], line);
@@ -320,31 +327,33 @@ void gated_backward(const float *entering, const float *weight, const float *inn
     backward<2>({images, height, width, channels}, entering, weight, for_entering, for_weight, threads, derive);
 }
 
-// derivatives of LayerNorm by x, with those of the way around added, and by gain and bias; mean, spread: (B, H, W)
-void norm_backward(const float *__restrict gradient, const float *__restrict x, const float *__restrict gain, const float *__restrict mean, const float *__restrict spread,
-                   const float *__restrict around, float *__restrict for_x, float *__restrict for_gain, float *__restrict for_bias, long images, long height,
-                   long width, long channels, int threads) {
+// derivatives of LayerNorm by x, to which `past` is added, and by gain and bias; mean and spread, the inverse standard
+// deviation: (B, H, W)
+void norm_backward(const float *__restrict gradient, const float *__restrict x, const float *__restrict mean,
+                   const float *__restrict spread, const float *__restrict gain, const float *__restrict past,
+                   float *__restrict for_x, float *__restrict for_gain, float *__restrict for_bias, long images,
+                   long height, long width, long channels, int threads) {
     std::vector<float> shares(images * 2 * channels);  // of each image in the sums, added up in one order
 #pragma omp parallel for num_threads(threads)
     for (long image = 0; image < images; image++) {
-        float *__restrict by_gain = shares.data() + image * 2 * channels, *by_bias = by_gain + channels;
+        float *__restrict by_gain = shares.data() + image * 2 * channels, *__restrict by_bias = by_gain + channels;
         for (long pixel = image * height * width; pixel < (image + 1) * height * width; pixel++) {
-            const float *__restrict by = gradient + pixel * channels, *from = x + pixel * channels;
-            const float middle = mean[pixel], inverse = spread[pixel];
+            const float *by = gradient + pixel * channels, *from = x + pixel * channels;
+            const float *around = past + pixel * channels;
+            const float middle = mean[pixel], scale = spread[pixel];
             float sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
             for (long c = 0; c < channels; c++) {
-                const float unit = (from[c] - middle) * inverse;
+                const float unit = (from[c] - middle) * scale;
                 by_gain[c] += by[c] * unit;
                 by_bias[c] += by[c];
                 sum += by[c] * gain[c];
                 along += by[c] * gain[c] * unit;
             }
             sum /= channels, along /= channels;
-            const float *__restrict past = around + pixel * channels;
             float *__restrict to = for_x + pixel * channels;
             for (long c = 0; c < channels; c++)
-                to[c] = (by[c] * gain[c] - sum - (from[c] - middle) * inverse * along) * inverse + past[c];
+                to[c] = (by[c] * gain[c] - sum - (from[c] - middle) * scale * along) * scale + around[c];
         }
     }
     std::fill(for_gain, for_gain + channels, 0.f);

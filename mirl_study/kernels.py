@@ -1,13 +1,16 @@
 """What stands between a block's matrix products, compiled for this CPU: see ``kernels.cpp``.
 
-The compiler is the machine's own, called once; the library stays in the user's cache, by what it was made from.
+The compiler is the machine's own (``CXX``, or the first of COMPILERS that is there), called once; the library stays in
+the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``), named by what it was made from.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,8 +21,9 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
-VECTOR = 16  # channels; what is narrower cannot be computed
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
+FUNCTIONS = ("depthwise", "depthwise_backward", "gated", "gated_backward", "norm_backward")
+VECTOR = 16  # channels, as LANES in the source; what is narrower cannot be computed, but by norm_backward
 
 
 class NoKernels(RuntimeError):
@@ -30,11 +34,18 @@ class Kernels:
     """The compiled functions. Tensors are float32 on the CPU, contiguous, (B, H, W, C); kernels (C, 1, 3, 3)."""
 
     def __init__(self, library: Path) -> None:
-        self.functions = ctypes.CDLL(str(library))
+        found = ctypes.CDLL(str(library))
+        try:
+            self.functions = {name: found[name] for name in FUNCTIONS}
+        except AttributeError as error:
+            raise OSError(str(error)) from error
 
     def _call(self, name: str, shape: torch.Size, *tensors: Tensor) -> None:
-        if not all(tensor.is_contiguous() for tensor in tensors):
-            raise ValueError(f"{name}: a tensor is not contiguous")
+        for tensor in tensors:
+            if not tensor.is_contiguous() or tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+                raise ValueError(f"{name}: a tensor is not contiguous, or not float32, or not on the CPU")
+        if shape[3] < VECTOR and name != "norm_backward":
+            raise ValueError(f"{name}: {shape[3]} channels are not allowed: at least {VECTOR}")
         pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
         self.functions[name](*pointers, *map(ctypes.c_long, shape), ctypes.c_int(torch.get_num_threads()))
 
@@ -43,7 +54,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of LayerNorm by x, gain and bias; ``past`` is added to the first."""
         outs = torch.empty_like(x), torch.empty_like(gain), torch.empty_like(gain)
-        self._call("norm_backward", x.shape, gradient, x, gain, mean, spread, past, *outs)
+        self._call("norm_backward", x.shape, gradient, x, mean, spread, gain, past, *outs)
         return outs
 
     def depthwise(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +81,7 @@ class Kernels:
         return product
 
     def gated_backward(self, inner: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of ``gated`` by x and weight; the product again takes the place of ``inner``, those by it."""
+        """The product again, in the place of ``inner`` (derivatives by it); and the derivatives by x and weight."""
         for_x, for_weight = torch.empty_like(x), torch.empty_like(weight)
         self._call("gated_backward", inner.shape, x, weight, inner, inner, for_x, for_weight)
         return inner, for_x, for_weight
@@ -83,30 +94,68 @@ def build() -> Kernels:
     Raises:
         NoKernels: where that is not possible.
     """
-    compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
-    if compiler is None:
-        raise NoKernels(f"no C++ compiler; looked for {', '.join(COMPILERS)}")
-    made_from = (SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, platform.machine(), *_abilities())
-    name = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mirl_study"
-    library = folder / f"kernels-{name}.so"
     try:
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / library.name
-                subprocess.run([compiler, *FLAGS, SOURCE, "-o", made], check=True, capture_output=True, text=True)
-                Kernels(made)  # what cannot be loaded is not kept
-                made.replace(library)
-        return Kernels(library)
+        compiler = _compiler()
+        library = _cache() / f"kernels-{_made_from(compiler)}.so"
+        if library.exists():
+            with contextlib.suppress(OSError):  # a damaged one is made again
+                return Kernels(library)
+        return _compile(compiler, library)
     except subprocess.CalledProcessError as error:
-        raise NoKernels(f"{compiler}: {(error.stderr.strip() or str(error)).splitlines()[0]}") from error
+        lines = error.stderr.strip().splitlines() or [str(error)]
+        telling = next((line for line in lines if "error" in line), lines[-1])
+        raise NoKernels(f"{shlex.join(compiler)}: {telling}") from error
     except (OSError, RuntimeError) as error:  # the latter where there is no home
         raise NoKernels(str(error)) from error
 
 
-def _abilities() -> list[str]:
-    """What this CPU can do, for a library that was compiled on another one must not be taken."""
+def state() -> str:
+    """Returns in words whether the kernels are there, and why not."""
+    try:
+        build()
+    except NoKernels as error:
+        return f"goes on without: {' '.join(str(error).split())}"
+    return "the kernels compile"
+
+
+def _compiler() -> list[str]:
+    """The command that compiles, with the arguments that it was given."""
+    if wanted := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(wanted[0]) is None:
+            raise OSError(f"CXX={os.environ['CXX']!r} is no command here")
+        return wanted
+    for name in COMPILERS:
+        if found := shutil.which(name):
+            return [found]
+    raise OSError(f"no C++ compiler; looked for {', '.join(COMPILERS)}")
+
+
+def _cache() -> Path:
+    """The folder for compiled kernels; a relative XDG_CACHE_HOME counts as none, as its specification says."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "mirl_study"
+
+
+def _made_from(compiler: list[str]) -> str:
+    """Tells apart what must not be taken for another: source, compiler, flags, and what this CPU can do."""
+    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
-    return sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    abilities = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    version = f"{program} {program.stat().st_size} {program.stat().st_mtime_ns}"
+    parts = [SOURCE.read_text(encoding="utf-8"), *compiler, version, *FLAGS, platform.machine(), *abilities]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: list[str], library: Path) -> Kernels:
+    """Compiles, and keeps what can be loaded; whole or not at all."""
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        made = Path(scratch) / library.name
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+        kernels = Kernels(made)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        made.replace(library)
+    return kernels

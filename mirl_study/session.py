@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mirl_study import store
+from mirl_study import kernels, store
 from mirl_study.checkpoint import Checkpoints
 from mirl_study.energy import Meter, peak_memory
 from mirl_study.store import Run
@@ -39,13 +39,20 @@ class Session:
         with self.run.alone():
             self.since = time.perf_counter()
             self.meter.skip()
-            self.facts = self.facts or {**store.provenance(self.device), "devices": self.run.settings.devices}
+            self.facts = self.facts or self._facts()
             try:
                 yield
             finally:
                 with suppress(OSError):  # a disk that is full has raised its error already
                     self.note()
                 self.seconds += time.perf_counter() - self.since
+
+    def _facts(self) -> dict[str, Any]:
+        settings = self.run.settings
+        facts = {**store.provenance(self.device), "devices": settings.devices}
+        if settings.compile and torch.device(self.device).type == "cpu":
+            facts["kernels"] = kernels.state()
+        return facts
 
     def checkpoints(self, folder: Path, **training: Any) -> Checkpoints:
         """Returns the checkpoints of one training of this run.

@@ -1,5 +1,6 @@
 """The compiled kernels against the definitions in double precision, and what happens where nothing compiles."""
 
+import json
 import os
 import stat
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirl_study import fused, kernels
+from mirl_study import fused, kernels, load_settings, lottery
 from mirl_study.network import build_network
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))  # images, height, width
@@ -130,9 +131,36 @@ def test_derivatives_of_derivatives_are_the_definitions(built):
         assert all(tensor.isfinite().all() for tensor in twice)
 
 
-def test_a_tensor_that_is_not_contiguous_is_refused(built):
-    with pytest.raises(ValueError, match="depthwise: a tensor is not contiguous"):
-        built.depthwise(torch.rand(1, 4, 4, 32).transpose(1, 2), torch.rand(32, 1, 3, 3))
+@pytest.mark.parametrize(
+    "x", [torch.rand(1, 4, 4, 32).transpose(1, 2), torch.rand(1, 4, 4, 32).double(), torch.rand(1, 4, 4, 8)]
+)
+def test_what_the_kernels_were_not_written_for_is_refused(built, x):
+    with pytest.raises(
+        ValueError, match="depthwise: a tensor is not contiguous, or|depthwise: 8 channels are not allowed"
+    ):
+        built.depthwise(x, torch.rand(32, 1, 3, 3))
+
+
+@pytest.mark.parametrize("channels", [17, 136, 255])
+def test_the_gate_without_padding(built, channels):
+    x, weight = torch.randn(2, 5, 3, 2 * channels), torch.randn(2 * channels, 1, 3, 3)
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight)]
+    gate, value = fused.depthwise(*exact).chunk(2, dim=-1)
+    wanted = torch.nn.functional.gelu(gate) * value
+    inner = torch.randn(wanted.shape)
+    wanted.backward(inner.double())
+    assert error(built.gated(x, weight), wanted.detach()) < 1e-5
+    _, *derivatives = built.gated_backward(inner, x, weight)
+    for found, exactly in zip(derivatives, exact, strict=True):
+        assert error(found, exactly.grad) < 1e-5
+    assert error(inner, wanted.detach()) < 1e-5, "the product takes its place"
+
+
+def test_no_images_have_no_derivatives(built):
+    x, weight = torch.empty(0, 4, 4, 64), torch.randn(64, 1, 3, 3)
+    assert not built.gated_backward(torch.empty(0, 4, 4, 32), x, weight)[2].any()
+    none = torch.empty(0, 4, 4, 64), torch.empty(0, 4, 4, 64), torch.empty(0, 64)
+    assert not built.depthwise_backward(*none, x, weight)[1].any()
 
 
 @pytest.fixture
@@ -143,13 +171,17 @@ def empty_cache(tmp_path, monkeypatch):
     kernels.build.cache_clear()
 
 
-def test_they_are_compiled_once(built, empty_cache, monkeypatch):
+def test_they_are_compiled_once_and_again_where_damaged(built, empty_cache, monkeypatch):
     kernels.build()
     (library,) = (empty_cache / "cache" / "mirl_study").iterdir()
+    library.write_bytes(b"damaged")
+    kernels.build.cache_clear()
+    kernels.build()
+    assert library.stat().st_size > 1000
     kernels.build.cache_clear()
     monkeypatch.setattr(kernels.subprocess, "run", lambda *_, **__: pytest.fail("compiled twice"))
     kernels.build()
-    assert library.name.startswith("kernels-")
+    assert kernels.state() == "the kernels compile"
 
 
 def compiler(folder, text: str) -> str:
@@ -164,6 +196,7 @@ def compiler(folder, text: str) -> str:
     [
         ("echo 'error: no such flag' >&2; exit 1", "compiler: error: no such flag"),
         ("exit 3", "compiler: .*exit status 3"),
+        (r"printf 'a warning\n\377 error: odd\nnote\n' >&2; exit 1", "compiler: . error: odd"),
         ('for last; do :; done; echo no library > "$last"', "kernels-"),
     ],
 )
@@ -180,8 +213,35 @@ def test_without_a_compiler_or_a_cache_it_says_so(empty_cache, monkeypatch):
     with pytest.raises(kernels.NoKernels, match="no C.. compiler; looked for c.., g.., clang"):
         kernels.build()
     monkeypatch.undo()
+    monkeypatch.setenv("CXX", "no-such-compiler -x")
+    with pytest.raises(kernels.NoKernels, match="CXX='no-such-compiler -x' is no command here"):
+        kernels.build()
+    assert kernels.state().startswith("goes on without: CXX=")
     (empty_cache / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
     monkeypatch.setenv("CXX", compiler(empty_cache, "exit 1"))
     with pytest.raises(kernels.NoKernels, match="file"):
         kernels.build()
+
+
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_a_cache_that_is_not_absolute_counts_as_none(empty_cache, monkeypatch, value):
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(empty_cache))
+    assert kernels._cache() == empty_cache / ".cache" / "mirl_study"
+
+
+def test_a_user_without_a_home_is_told(empty_cache, monkeypatch):
+    def homeless(_: type) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(kernels.Path, "home", classmethod(homeless))
+    with pytest.raises(kernels.NoKernels, match="home directory"):
+        kernels.build()
+
+
+def test_a_run_says_whether_it_had_kernels(built, tmp_path):
+    lottery.dense_round(load_settings("smoke", compile=True), tmp_path)
+    (record,) = tmp_path.rglob("run.json")
+    assert [entry["kernels"] for entry in json.loads(record.read_text())["sessions"]] == ["the kernels compile"]
