@@ -70,6 +70,14 @@ struct Rows {
     float *at(long v, long y) const { return memory + v * apart() + ((y + 3) % 3 * (width + 2) + 1) * LANES; }
     void clear(long v, long y) const { std::fill(at(v, y), at(v, y) + width * LANES, 0.f); }
 
+    // Puts zeros where nothing else will be: beside each row, and in the one above the image.
+    void surround() const {
+        for (long v = 0; v < BLOCK; v++) {
+            for (long y = 0; y < 3; y++) put(at(v, y) - LANES, Vector{}), put(at(v, y) + width * LANES, Vector{});
+            clear(v, -1);
+        }
+    }
+
     void fetch(const Block &block, Part<const float> tensor, long y) const {
         if (y < block.shape.height) return block.fetch(tensor, y, at(0, y), apart());
         for (long v = 0; v < block.count; v++) clear(v, y);
@@ -113,19 +121,26 @@ struct Rows {
     }
 };
 
-// A task's own memory, zeros at first, given out in pieces that begin with a line of the cache.
+// A task's own memory, given out in pieces that begin with a line of the cache.
 class Scratch {
-    std::vector<float> memory;
+    std::unique_ptr<float[]> memory;
     void *free;
     size_t room;
 
   public:
     explicit Scratch(long floats)
-        : memory(floats + 8 * LANES), free(memory.data()), room(memory.size() * sizeof(float)) {}
+        : memory(new float[floats + 8 * LANES]), free(memory.get()), room((floats + 8 * LANES) * sizeof(float)) {}
+
     float *take(long floats) {
         const size_t size = floats * sizeof(float);
         float *taken = static_cast<float *>(std::align(64, size, free, room));
         free = taken + floats, room -= size;
+        return taken;
+    }
+
+    Rows rows(long width) {
+        const Rows taken{take(Rows::size(width)), width};
+        taken.surround();
         return taken;
     }
 };
@@ -184,8 +199,8 @@ void backward(const Shape &shape, const float *entering, const float *weight, fl
         Rows in[parts], by[parts];  // what entered, and the derivatives by what left
         Vector kernels[parts][BLOCK][9], turned[parts][BLOCK][9], total[parts][BLOCK][9] = {};
         for (int part = 0; part < parts; part++) {
-            in[part] = {scratch.take(Rows::size(shape.width)), shape.width};
-            by[part] = {scratch.take(Rows::size(shape.width)), shape.width};
+            in[part] = scratch.rows(shape.width);
+            by[part] = scratch.rows(shape.width);
             in[part].fetch(block, {entering + part * shape.channels, step}, 0);
             for (long v = 0; v < block.count; v++) {
                 load(weight + part * shape.channels * 9, block.channel[v], kernels[part][v]);
@@ -231,7 +246,7 @@ void depthwise(const float *entering, const float *weight, float *out, float *sq
     each({images, height, width, channels}, threads, [&](const Block &block) {
         const long line = block.line();
         Scratch scratch(Rows::size(width) + BLOCK * line);
-        const Rows in{scratch.take(Rows::size(width)), width};
+        const Rows in = scratch.rows(width);
         float *const lines = scratch.take(BLOCK * line);
         Vector kernels[BLOCK][9], sum[BLOCK] = {};
         for (long v = 0; v < block.count; v++) load(weight, block.channel[v], kernels[v]);
@@ -279,7 +294,7 @@ void gated(const float *entering, const float *weight, float *product, long imag
         Rows in[2];
         Vector kernels[2][BLOCK][9];
         for (int part = 0; part < 2; part++) {
-            in[part] = {scratch.take(Rows::size(width)), width};
+            in[part] = scratch.rows(width);
             in[part].fetch(block, {entering + part * channels, 2 * channels}, 0);
             for (long v = 0; v < block.count; v++)
                 load(weight + part * channels * 9, block.channel[v], kernels[part][v]);
