@@ -76,6 +76,7 @@ any_mask = given(
 )
 
 
+@pytest.mark.slow
 @any_mask
 @settings(max_examples=25, deadline=None)
 def test_propagation_agrees_with_the_gradient(density, seed, norms, two, emptied):
@@ -105,6 +106,7 @@ def without(mask: Mask, part: Mask) -> Mask:
     return Mask({name: keep & ~part[name] for name, keep in mask.items()})
 
 
+@pytest.mark.slow
 @any_mask
 @settings(max_examples=25, deadline=None)
 def test_idle_weights_can_be_removed_and_the_others_are_what_they_are_called(density, seed, norms, two, emptied):
