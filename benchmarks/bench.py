@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, subjects
-from mirl_study import load_settings, store
+from mirl_study import kernels, load_settings, store
 from mirl_study.settings import SettingsError, choose
 
 TARGETS = {  # row: (what, at least so many times the plain path)
@@ -195,12 +195,13 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
         The table: see COLUMNS.
 
     Raises:
-        SettingsError: for an unknown row, or one that needs a GPU where there is none.
+        SettingsError: for an unknown row, or one that needs a GPU or a C++ compiler where there is none.
     """
-    there = [row for row in TARGETS if torch.cuda.is_available() or not row.endswith("_gpu")]
+    lacking = {row: lack for row in TARGETS if (lack := _lack(row))}
+    there = [row for row in TARGETS if row not in lacking]
     rows = [choose("rows", row, TARGETS) for row in rows] or there
     if absent := [row for row in rows if row not in there]:
-        raise SettingsError(f"rows={absent[0]!r} needs a GPU that torch can use; here there is {', '.join(there)}")
+        raise SettingsError(f"rows={absent[0]!r} needs {lacking[absent[0]]}; here there is {', '.join(there)}")
     found, lines = {}, []
     for row in rows:
         if row in ("disk", "disk_kept"):
@@ -227,12 +228,24 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     facts["notebook_overhead"] = overhead()
     machine = re.sub(r"\W+", "-", facts["device"].lower()) if device == "cuda" else f"cpu-{threads}-threads"
     name = machine + ("" if set(rows) == set(there) else "-" + "-".join(rows))
-    unmeasured = {row: TARGETS[row][0] for row in TARGETS if row not in there}
+    unmeasured = {row: f"for there was no {lack.split()[1]}: {TARGETS[row][0]}" for row, lack in lacking.items()}
     record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": unmeasured}
     store.write_json(RESULTS / f"{name}.json", record)
     with store.atomic(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(_markdown(table, facts, unmeasured), encoding="utf-8")
     return table
+
+
+def _lack(row: str) -> str:
+    """Returns what a row needs and this machine lacks; nothing if it can be measured."""
+    if row.endswith("_gpu") and not torch.cuda.is_available():
+        return "a GPU that torch can use"
+    if row.endswith("_compiled"):
+        try:
+            kernels.build()
+        except kernels.NoKernels as error:  # the training would go on without, and the row would say otherwise
+            return f"a compiler ({error})"
+    return ""
 
 
 def overhead() -> dict[str, float]:
@@ -275,5 +288,5 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, 
         f"ours, {best['step_paper_products_seconds']:.2f} s pass in the matrix products and convolutions of MKL and "
         "oneDNN.\n\n"
         f"Share of a `laptop` lottery's notebook that is neither training nor evaluation (aim: under 5 %): {aside}.\n\n"
-        + "".join(f"- not measured, for there was no GPU: {what}\n" for what in unmeasured.values())
+        + "".join(f"- not measured, {what}\n" for what in unmeasured.values())
     )

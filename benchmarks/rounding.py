@@ -37,15 +37,19 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
         A row a setting and seed: ``setting``, ``seed``, and the PSNR in dB of each task and their ``mean``.
 
     Raises:
-        SettingsError: for a single thread, which has no half.
-        NoKernels: where ``compile=true`` could change nothing.
+        SettingsError: for a single thread, which has no half; where ``compile=true`` could change nothing.
     """
     if threads < 2:
         raise SettingsError(
             f"threads={threads} is not allowed with --rounding: at least 2, for half of them is the control"
         )
     if lottery.default_device().type == "cpu":
-        kernels.build()  # a training that goes on without would be compared with itself
+        try:
+            kernels.build()  # a training that goes on without would be compared with itself
+        except kernels.NoKernels as error:
+            raise SettingsError(
+                f"compile=true is not possible here ({error}), so there is nothing to compare"
+            ) from error
     rows, before = [], torch.get_num_threads()
     try:
         for name, changes in OTHERWISE.items():

@@ -40,6 +40,17 @@ def test_a_row_that_needs_a_gpu_says_so_and_is_never_made_up():
         bench.bench(["step_gpu"], 1, 1)
 
 
+def test_nothing_is_called_compiled_where_nothing_compiles(monkeypatch, tmp_path):
+    def none() -> None:
+        raise bench.kernels.NoKernels("no C++ compiler")
+
+    monkeypatch.setattr(bench.kernels, "build", none)
+    with pytest.raises(SettingsError, match=r"rows='step_paper_compiled' needs a compiler \(no C\+\+ compiler\); here"):
+        bench.bench(["step_paper_compiled"], 1, 1)
+    with pytest.raises(SettingsError, match=r"compile=true is not possible here \(no C\+\+ compiler\)"):
+        rounding.rounding(tmp_path, [0], 2, "smoke")
+
+
 def test_both_sides_prune_alike_and_go_back_to_the_same_start():
     network, start = build_network("pico", seed=1), build_network("pico", seed=0)
     whole = Mask.dense(network, norms=True, unused=True)
