@@ -8,8 +8,12 @@
 
 namespace {
 
+#ifdef __AVX512F__
 constexpr long LANES = 16;  // channels in a vector; the last one of a pixel overlaps the one before it
-constexpr long BLOCK = 8;   // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
+#else
+constexpr long LANES = 8;
+#endif
+constexpr long BLOCK = 128 / LANES;  // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
 
 static_assert(BLOCK > 1, "a last vector that overlaps must be in one block with the vector that it overlaps");
 
@@ -41,7 +45,8 @@ struct Block {
     Float *row(Part<Float> tensor, long y) const {
         return tensor.first + (image * shape.height + y) * shape.width * tensor.step;
     }
-    long line() const { return shape.width * LANES; }
+    long length() const { return shape.width * LANES; }  // of a row
+    long line() const { return length() + 2 * LANES; }  // what lies a power of two apart falls out of the first cache
 
     // Takes row y of a tensor in, the vectors' lines `apart` floats, and has the machine look for the next row.
     void fetch(Part<const float> tensor, long y, float *lines, long apart) const {
@@ -60,63 +65,52 @@ struct Block {
     }
 };
 
-// Three neighbouring rows of each vector, with zeros around the image.
+// Three neighbouring rows of each vector.
 struct Rows {
     float *memory;
     long width;
 
-    static long size(long width) { return BLOCK * 3 * (width + 2) * LANES; }
-    long apart() const { return 3 * (width + 2) * LANES; }
-    float *at(long v, long y) const { return memory + v * apart() + ((y + 3) % 3 * (width + 2) + 1) * LANES; }
+    static long size(long width) { return BLOCK * (3 * width + 2) * LANES; }
+    long apart() const { return (3 * width + 2) * LANES; }
+    float *at(long v, long y) const { return memory + v * apart() + (y + 3) % 3 * width * LANES; }
     void clear(long v, long y) const { std::fill(at(v, y), at(v, y) + width * LANES, 0.f); }
-
-    // Puts zeros where nothing else will be: beside each row, and in the one above the image.
-    void surround() const {
-        for (long v = 0; v < BLOCK; v++) {
-            for (long y = 0; y < 3; y++) put(at(v, y) - LANES, Vector{}), put(at(v, y) + width * LANES, Vector{});
-            clear(v, -1);
-        }
-    }
 
     void fetch(const Block &block, Part<const float> tensor, long y) const {
         if (y < block.shape.height) return block.fetch(tensor, y, at(0, y), apart());
         for (long v = 0; v < block.count; v++) clear(v, y);
     }
 
-    // Calls `use` with each pixel of row y and the left, middle and right column of three around it.
-    template <typename Use>
-    void walk(long v, long y, Use use) const {
-        const float *row[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
-        Vector left[3], here[3], right[3];
-        for (int i = 0; i < 3; i++) left[i] = get(row[i] - LANES), here[i] = get(row[i]);
-        for (long x = 0; x < width; x++) {
-            for (int i = 0; i < 3; i++) right[i] = get(row[i] + (x + 1) * LANES);
-            use(x, left, here, right);
-            for (int i = 0; i < 3; i++) left[i] = here[i], here[i] = right[i];
-        }
-    }
-
-    // Writes row y of the convolution with a kernel.
+    // Writes row y of the convolution with a kernel. Three sums are under way: a pixel is the right one of the first,
+    // the middle one of the second and the left one of the third.
     void convolve(long v, long y, const Vector kernel[9], float *line) const {
+        const float *above = at(v, y - 1), *along = at(v, y), *below = at(v, y + 1);
         Vector weight[9];
         std::copy(kernel, kernel + 9, weight);
-        walk(v, y, [&](long x, const Vector *left, const Vector *here, const Vector *right) {
-            Vector sum{};
-            for (int i = 0; i < 3; i++)
-                sum += weight[3 * i] * left[i] + weight[3 * i + 1] * here[i] + weight[3 * i + 2] * right[i];
-            put(line + x * LANES, sum);
-        });
+        Vector first{}, second{};
+        for (long x = 0; x < width * LANES; x += LANES) {
+            const Vector a = get(above + x), b = get(along + x), c = get(below + x);
+            first += weight[2] * a + weight[5] * b + weight[8] * c;
+            if (x) put(line + x - LANES, first);
+            first = second + weight[1] * a + weight[4] * b + weight[7] * c;
+            second = weight[0] * a + weight[3] * b + weight[6] * c;
+        }
+        put(line + (width - 1) * LANES, first);
     }
 
     // Adds to `total`, the derivatives by a kernel, what a line of the derivatives by row y of its output contributes.
     void correlate(long v, long y, const float *line, Vector total[9]) const {
+        const float *row[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
         Vector sum[9];
         std::copy(total, total + 9, sum);
-        walk(v, y, [&](long x, const Vector *left, const Vector *here, const Vector *right) {
-            const Vector by = get(line + x * LANES);
-            for (int i = 0; i < 3; i++)
-                sum[3 * i] += by * left[i], sum[3 * i + 1] += by * here[i], sum[3 * i + 2] += by * right[i];
-        });
+        Vector left{}, here = get(line);
+        for (long x = 0; x < width * LANES; x += LANES) {
+            const Vector right = x + LANES < width * LANES ? get(line + x + LANES) : Vector{};
+            for (int i = 0; i < 3; i++) {
+                const Vector pixel = get(row[i] + x);
+                sum[3 * i] += right * pixel, sum[3 * i + 1] += here * pixel, sum[3 * i + 2] += left * pixel;
+            }
+            left = here, here = right;
+        }
         std::copy(sum, sum + 9, total);
     }
 };
@@ -140,7 +134,7 @@ class Scratch {
 
     Rows rows(long width) {
         const Rows taken{take(Rows::size(width)), width};
-        taken.surround();
+        for (long v = 0; v < BLOCK; v++) taken.clear(v, -1);  // above the image
         return taken;
     }
 };
@@ -256,7 +250,7 @@ void depthwise(const float *entering, const float *weight, float *out, float *sq
             for (long v = 0; v < block.count; v++) {
                 in.convolve(v, y, kernels[v], lines + v * line);
                 Vector row{};
-                for (long x = 0; x < line; x += LANES) row += get(lines + v * line + x) * get(lines + v * line + x);
+                for (long x = 0; x < block.length(); x += LANES) row += get(lines + v * line + x) * get(lines + v * line + x);
                 sum[v] += row;
             }
             block.store({out, channels}, y, lines, line);
@@ -277,7 +271,7 @@ void depthwise_backward(const float *entering, const float *weight, const float 
         block.fetch({left, channels}, y, lines[1], line);
         for (long v = 0; v < block.count; v++) {
             const Vector factor = get(by_left + block.image * channels + block.channel[v]);
-            for (long x = 0; x < line; x += LANES)
+            for (long x = 0; x < block.length(); x += LANES)
                 put(by->at(v, y) + x, get(lines[0] + v * line + x) + factor * get(lines[1] + v * line + x));
         }
     };
@@ -306,7 +300,7 @@ void gated(const float *entering, const float *weight, float *product, long imag
                 float *const opening = lines + v * line;
                 in[0].convolve(v, y, kernels[0][v], opening);
                 in[1].convolve(v, y, kernels[1][v], passing);
-                for (long x = 0; x < line; x += LANES) {
+                for (long x = 0; x < block.length(); x += LANES) {
                     Vector below, bell;
                     normal(get(opening + x), below, bell);
                     put(opening + x, get(opening + x) * below * get(passing + x));
@@ -326,7 +320,7 @@ void gated_backward(const float *entering, const float *weight, const float *inn
         block.fetch({inner, channels}, y, lines[0], line);
         for (long v = 0; v < block.count; v++) {
             for (int part = 0; part < 2; part++) in[part].convolve(v, y, kernels[part][v], by[part].at(v, y));
-            for (long x = 0; x < line; x += LANES) {
+            for (long x = 0; x < block.length(); x += LANES) {
                 float *const first = by[0].at(v, y) + x, *const second = by[1].at(v, y) + x;
                 const Vector outer = get(lines[0] + v * line + x), opening = get(first), passing = get(second);
                 Vector below, bell;
