@@ -154,12 +154,15 @@ def floor(threads: int) -> dict[str, float]:
     step = 3 * 8 * counter.get_total_flops() / 1e9  # backward: a product for the input and one for the weight
     run = subjects.step_paper("ours")
     run()
-    with Products() as products:
-        run()
+    spent = []
+    for _ in range(3):
+        with Products() as products:
+            run()
+        spent.append(products.seconds)
     return rates | {
         "step_paper_gflop": step,
         "step_paper_seconds": step / rates["gflop_per_s"],
-        "step_paper_products_seconds": products.seconds,
+        "step_paper_products_seconds": statistics.median(spent),
     }
 
 
@@ -226,7 +229,8 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     device = "cuda" if any(row.endswith("_gpu") for row in rows) else "cpu"
     facts = store.provenance(device) | {"threads": threads, "runs": runs, "floor": floor(threads)}
     facts["notebook_overhead"] = overhead()
-    machine = re.sub(r"\W+", "-", facts["device"].lower()) if device == "cuda" else f"cpu-{threads}-threads"
+    machine = re.sub(r"\W+", "-", facts["device" if device == "cuda" else "cpu"].lower()).strip("-")
+    machine += "" if device == "cuda" else f"-{threads}-threads"
     name = machine + ("" if set(rows) == set(there) else "-" + "-".join(rows))
     unmeasured = {row: f"for there was no {lack.split()[1]}: {TARGETS[row][0]}" for row, lack in lacking.items()}
     record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": unmeasured}
@@ -278,11 +282,12 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, 
     aside = (
         f"{min(spent):.1%} to {max(spent):.1%} of {len(spent)} chains" if spent else "not measured: no chain is here"
     )
-    best, torch_version = facts["floor"], facts["versions"]["torch"]
+    best, torch_version, version = facts["floor"], facts["versions"]["torch"], str(facts["commit"])[:7]
     return (
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
-        f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}; medians of "
-        f"{facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of the imports."
+        f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}, commit {version}; "
+        f"medians of {facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of "
+        "the imports."
         f"\n\nThe machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
         f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s. Of "
         f"ours, {best['step_paper_products_seconds']:.2f} s pass in the matrix products and convolutions of MKL and "

@@ -23,7 +23,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
 FUNCTIONS = ("depthwise", "depthwise_backward", "gated", "gated_backward", "norm_backward")
-VECTOR = 16  # channels, as LANES in the source; what is narrower cannot be computed, but by norm_backward
+VECTOR = 16  # channels: some LANES of the source; what is narrower cannot be computed, but by norm_backward
 
 
 class NoKernels(RuntimeError):
