@@ -229,15 +229,20 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     device = "cuda" if any(row.endswith("_gpu") for row in rows) else "cpu"
     facts = store.provenance(device) | {"threads": threads, "runs": runs, "floor": floor(threads)}
     facts["notebook_overhead"] = overhead()
-    machine = re.sub(r"\W+", "-", facts["device" if device == "cuda" else "cpu"].lower()).strip("-")
-    machine += "" if device == "cuda" else f"-{threads}-threads"
-    name = machine + ("" if set(rows) == set(there) else "-" + "-".join(rows))
+    name = machine_of(facts) + ("" if set(rows) == set(there) else "-" + "-".join(rows))
     unmeasured = {row: f"for there was no {lack.split()[1]}: {TARGETS[row][0]}" for row, lack in lacking.items()}
     record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": unmeasured}
     store.write_json(RESULTS / f"{name}.json", record)
     with store.atomic(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(_markdown(table, facts, unmeasured), encoding="utf-8")
     return table
+
+
+def machine_of(facts: dict[str, Any]) -> str:
+    """Returns what a file of results is named by: the GPU, or the processor and the number of threads."""
+    on_gpu = facts["device"] != "cpu"
+    name = re.sub(r"\W+", "-", facts["device" if on_gpu else "cpu"].lower()).strip("-")
+    return name if on_gpu else f"{name}-{facts['threads']}-threads"
 
 
 def _lack(row: str) -> str:

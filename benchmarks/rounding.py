@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.bench import RESULTS
+from benchmarks.bench import RESULTS, machine_of
 from mirl_study import kernels, load_settings, lottery, store
 from mirl_study.settings import SettingsError
 from mirl_study.verdicts import interval
@@ -62,11 +62,11 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
         torch.set_num_threads(before)
     table = pd.DataFrame(rows)
     device = lottery.default_device()
-    record = {"facts": store.provenance(device) | {"threads": threads}, "rows": table.to_dict("records")}
-    place = RESULTS / f"rounding-{device.type}"
-    store.write_json(place.with_suffix(".json"), record)
-    with store.atomic(place.with_suffix(".md")) as temporary:
-        temporary.write_text(_markdown(table, record["facts"], profile), encoding="utf-8")
+    facts = store.provenance(device) | {"threads": threads}
+    name = f"rounding-{machine_of(facts)}"
+    store.write_json(RESULTS / f"{name}.json", {"facts": facts, "rows": table.to_dict("records")})
+    with store.atomic(RESULTS / f"{name}.md") as temporary:
+        temporary.write_text(_markdown(table, facts, profile), encoding="utf-8")
     return table
 
 
@@ -88,5 +88,5 @@ def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
         + "\n".join(lines)
         + f"\n\nMeans of the rows, each of {len(wide)} seeds against itself. From seed to seed, float32 as it is has a "
         f"standard deviation of {scatter:.3f} dB. {facts['cpu']}, "
-        f"{facts['device']}, torch {facts['versions']['torch']}.\n"
+        f"{facts['device']}, torch {facts['versions']['torch']}, commit {str(facts['commit'])[:7]}.\n"
     )
