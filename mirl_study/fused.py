@@ -1,9 +1,10 @@
 """The two halves of a transformer block with derivatives of their own: less is kept, less is copied, less is called.
 
 Autograd keeps every intermediate value and joins the gradients of q, k and v (and of gate and value) by copying them.
-Here what enters a half is kept, what enters its depth-wise convolution, and what leaves that unless it is large; the
-backward pass computes the cheap rest again and writes each part where it belongs. Where derivatives of derivatives are
-wanted (GraSP), and under autocast or a compiler, which have rules of their own, the definition is what runs.
+Here what enters a half is kept, what LayerNorm made of it, what enters the depth-wise convolution, what leaves that
+unless it is large, and the small matrices of attention; the backward pass computes the rest (the gate, its product)
+again and writes each part where it belongs. Where derivatives of derivatives are wanted (GraSP), and under autocast or
+a compiler, which have rules of their own, the definition is what runs.
 
 What stands between the matrix products of a half can be run by kernels that were compiled for it (``with_kernels``):
 they round otherwise, and need nothing of what leaves a depth-wise convolution but q, k and v.
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirl_study.kernels import VECTOR, Kernels
+from mirl_study.kernels import Kernels
 
 EPSILON = 1e-5  # of LayerNorm
 LARGE = 8_000_000  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
@@ -65,7 +66,7 @@ class _Feed(torch.autograd.Function):
         inputs = x, gain, bias, wide, deep, narrow
         ctx.kernels = _kernels_for(x)
         if ctx.kernels:
-            wide, deep, narrow = _padded(wide, deep, narrow)
+            wide, deep, narrow = _padded(wide, deep, narrow, ctx.kernels.lanes)
             entering, left = [F.linear(normed, wide)], []
             product = ctx.kernels.gated(*entering, deep)
         else:
@@ -131,13 +132,15 @@ def _if_not_large(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.numel() < LARGE]
 
 
-def _kernels_for(x: Tensor, channels: int = VECTOR) -> Kernels | None:
+def _kernels_for(x: Tensor, channels: int | None = None) -> Kernels | None:
     """The compiled kernels, where they are wanted and have been written for such a tensor.
 
     ``channels`` are those of a depth-wise convolution that are not padded to a whole vector.
     """
-    here = x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() and channels >= VECTOR
-    return _kernels.get() if here else None
+    kernels = _kernels.get()
+    if kernels is None or (channels is not None and channels < kernels.lanes):
+        return None
+    return kernels if x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() else None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -207,7 +210,7 @@ def _feed_by_kernels(
 ) -> tuple[Tensor, ...]:
     """The same by the compiled kernels, where gate and value enter side by side."""
     hidden = narrow.shape[1]
-    wide, deep, narrow = _padded(wide, deep, narrow)
+    wide, deep, narrow = _padded(wide, deep, narrow, kernels.lanes)
     product, for_entering, for_deep = kernels.gated_backward(gradient @ narrow, entering, deep)
     for_narrow = _rows(gradient).T @ _rows(product)
     for_wide = _rows(for_entering).T @ _rows(normed)
@@ -215,9 +218,9 @@ def _feed_by_kernels(
     return _rows(for_entering) @ wide, *halves, for_narrow[:, :hidden]
 
 
-def _padded(wide: Tensor, deep: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(wide: Tensor, deep: Tensor, narrow: Tensor, lanes: int) -> tuple[Tensor, Tensor, Tensor]:
     """The weights of a gated half with zeros for more channels, up to a whole number of the kernels' vectors."""
-    spare = -narrow.shape[1] % VECTOR
+    spare = -narrow.shape[1] % lanes
     if not spare:
         return wide, deep, narrow
     halves = (part.unflatten(0, (2, -1)).flatten(2) for part in (wide, deep))

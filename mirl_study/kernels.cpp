@@ -8,12 +8,16 @@
 
 namespace {
 
+#ifndef VECTOR
 #ifdef __AVX512F__
-constexpr long LANES = 16;  // channels in a vector; the last one of a pixel overlaps the one before it
+#define VECTOR 16
 #else
-constexpr long LANES = 8;
+#define VECTOR 8
 #endif
+#endif
+constexpr long LANES = VECTOR;       // channels in a vector; the last one of a pixel overlaps the one before it
 constexpr long BLOCK = 128 / LANES;  // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
+constexpr long SPARE = 2 * LANES;    // floats between lines: a power of two apart they would share a set of the cache
 
 static_assert(BLOCK > 1, "a last vector that overlaps must be in one block with the vector that it overlaps");
 
@@ -45,8 +49,8 @@ struct Block {
     Float *row(Part<Float> tensor, long y) const {
         return tensor.first + (image * shape.height + y) * shape.width * tensor.step;
     }
-    long length() const { return shape.width * LANES; }  // of a row
-    long line() const { return length() + 2 * LANES; }  // what lies a power of two apart falls out of the first cache
+    long length() const { return shape.width * LANES; }  // of a row of one vector, in floats
+    long line() const { return length() + SPARE; }
 
     // Takes row y of a tensor in, the vectors' lines `apart` floats, and has the machine look for the next row.
     void fetch(Part<const float> tensor, long y, float *lines, long apart) const {
@@ -70,8 +74,8 @@ struct Rows {
     float *memory;
     long width;
 
-    static long size(long width) { return BLOCK * (3 * width + 2) * LANES; }
-    long apart() const { return (3 * width + 2) * LANES; }
+    long apart() const { return 3 * width * LANES + SPARE; }
+    long size() const { return BLOCK * apart(); }
     float *at(long v, long y) const { return memory + v * apart() + (y + 3) % 3 * width * LANES; }
     void clear(long v, long y) const { std::fill(at(v, y), at(v, y) + width * LANES, 0.f); }
 
@@ -80,33 +84,35 @@ struct Rows {
         for (long v = 0; v < block.count; v++) clear(v, y);
     }
 
-    // Writes row y of the convolution with a kernel. Three sums are under way: a pixel is the right one of the first,
-    // the middle one of the second and the left one of the third.
+    // Writes row y of the convolution with a kernel. Each column is read once; what it gives to the pixel on its left,
+    // which is complete then, to its own and to the one on its right is under way in three sums.
     void convolve(long v, long y, const Vector kernel[9], float *line) const {
         const float *above = at(v, y - 1), *along = at(v, y), *below = at(v, y + 1);
         Vector weight[9];
         std::copy(kernel, kernel + 9, weight);
-        Vector first{}, second{};
+        Vector left{}, own{}, right;
         for (long x = 0; x < width * LANES; x += LANES) {
             const Vector a = get(above + x), b = get(along + x), c = get(below + x);
-            first += weight[2] * a + weight[5] * b + weight[8] * c;
-            if (x) put(line + x - LANES, first);
-            first = second + weight[1] * a + weight[4] * b + weight[7] * c;
-            second = weight[0] * a + weight[3] * b + weight[6] * c;
+            left += weight[2] * a + weight[5] * b + weight[8] * c;
+            own += weight[1] * a + weight[4] * b + weight[7] * c;
+            right = weight[0] * a + weight[3] * b + weight[6] * c;
+            if (x) put(line + x - LANES, left);
+            left = own, own = right;
         }
-        put(line + (width - 1) * LANES, first);
+        put(line + (width - 1) * LANES, left);
     }
 
-    // Adds to `total`, the derivatives by a kernel, what a line of the derivatives by row y of its output contributes.
+    // Adds to `total`, the derivatives by a kernel, what row y of the input contributes with a line of the derivatives
+    // by row y of the output. A pixel stays while three of these pass it; by the one on its left it was the right one.
     void correlate(long v, long y, const float *line, Vector total[9]) const {
-        const float *row[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
+        const float *rows[3] = {at(v, y - 1), at(v, y), at(v, y + 1)};
         Vector sum[9];
         std::copy(total, total + 9, sum);
         Vector left{}, here = get(line);
         for (long x = 0; x < width * LANES; x += LANES) {
             const Vector right = x + LANES < width * LANES ? get(line + x + LANES) : Vector{};
             for (int i = 0; i < 3; i++) {
-                const Vector pixel = get(row[i] + x);
+                const Vector pixel = get(rows[i] + x);
                 sum[3 * i] += right * pixel, sum[3 * i + 1] += here * pixel, sum[3 * i + 2] += left * pixel;
             }
             left = here, here = right;
@@ -133,7 +139,7 @@ class Scratch {
     }
 
     Rows rows(long width) {
-        const Rows taken{take(Rows::size(width)), width};
+        const Rows taken{take(Rows{nullptr, width}.size()), width};
         for (long v = 0; v < BLOCK; v++) taken.clear(v, -1);  // above the image
         return taken;
     }
@@ -188,7 +194,7 @@ void backward(const Shape &shape, const float *entering, const float *weight, fl
     const long step = parts * shape.channels;
     each(shape, threads, [&](const Block &block) {
         const long line = block.line();
-        Scratch scratch(2 * parts * Rows::size(shape.width) + 2 * BLOCK * line);
+        Scratch scratch(2 * parts * Rows{nullptr, shape.width}.size() + 2 * BLOCK * line);
         float *const lines[] = {scratch.take(BLOCK * line), scratch.take(BLOCK * line)};
         Rows in[parts], by[parts];  // what entered, and the derivatives by what left
         Vector kernels[parts][BLOCK][9], turned[parts][BLOCK][9], total[parts][BLOCK][9] = {};
@@ -234,12 +240,14 @@ void backward(const Shape &shape, const float *entering, const float *weight, fl
 
 extern "C" {
 
+long lanes() { return LANES; }
+
 // out = depthwise(entering); squares: (B, C), the sums of its squares along the pixels
 void depthwise(const float *entering, const float *weight, float *out, float *squares, long images, long height,
                long width, long channels, int threads) {
     each({images, height, width, channels}, threads, [&](const Block &block) {
         const long line = block.line();
-        Scratch scratch(Rows::size(width) + BLOCK * line);
+        Scratch scratch(Rows{nullptr, width}.size() + BLOCK * line);
         const Rows in = scratch.rows(width);
         float *const lines = scratch.take(BLOCK * line);
         Vector kernels[BLOCK][9], sum[BLOCK] = {};
@@ -283,7 +291,7 @@ void gated(const float *entering, const float *weight, float *product, long imag
            long channels, int threads) {
     each({images, height, width, channels}, threads, [&](const Block &block) {
         const long line = block.line();
-        Scratch scratch(2 * Rows::size(width) + (BLOCK + 1) * line);
+        Scratch scratch(2 * Rows{nullptr, width}.size() + (BLOCK + 1) * line);
         float *const lines = scratch.take(BLOCK * line), *const passing = scratch.take(line);
         Rows in[2];
         Vector kernels[2][BLOCK][9];

@@ -22,8 +22,15 @@ from torch import Tensor
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
-FUNCTIONS = ("depthwise", "depthwise_backward", "gated", "gated_backward", "norm_backward")
-VECTOR = 16  # channels: some LANES of the source; what is narrower cannot be computed, but by norm_backward
+# The tensors that each function takes. Of B images of H x W pixels and C channels: p is (B, H, W, C), P (B, H, W, 2 C),
+# k (C, 1, 3, 3), K (2 C, 1, 3, 3), m (B, H, W), b (B, C) and c (C).
+FUNCTIONS = {
+    "depthwise": "pkpb",
+    "depthwise_backward": "pkppbpk",
+    "gated": "PKp",
+    "gated_backward": "PKppPK",
+    "norm_backward": "ppmmcppcc",
+}
 
 
 class NoKernels(RuntimeError):
@@ -31,21 +38,35 @@ class NoKernels(RuntimeError):
 
 
 class Kernels:
-    """The compiled functions. Tensors are float32 on the CPU, contiguous, (B, H, W, C); kernels (C, 1, 3, 3)."""
+    """The compiled functions. Tensors are float32 on the CPU, contiguous, (B, H, W, C); kernels (C, 1, 3, 3).
+
+    Attributes:
+        name: of the library, which tells apart what may round otherwise.
+        lanes: channels that are computed at once, and the least that there may be, but for ``norm_backward``.
+    """
 
     def __init__(self, library: Path) -> None:
         found = ctypes.CDLL(str(library))
         try:
             self.functions = {name: found[name] for name in FUNCTIONS}
+            self.name, self.lanes = library.stem, found.lanes()
         except AttributeError as error:
             raise OSError(str(error)) from error
 
     def _call(self, name: str, shape: torch.Size, *tensors: Tensor) -> None:
-        for tensor in tensors:
+        images, height, width, channels = shape
+        pixels = images * height * width
+        sizes = {"p": pixels * channels, "m": pixels, "k": 9 * channels, "b": images * channels, "c": channels}
+        sizes |= {"P": 2 * sizes["p"], "K": 2 * sizes["k"]}
+        if channels < self.lanes and name != "norm_backward":
+            raise ValueError(f"{name}: {channels} channels are not allowed: at least {self.lanes}")
+        if not height * width:
+            raise ValueError(f"{name}: an image of {height}x{width} pixels is not allowed: at least 1x1")
+        for tensor, kind in zip(tensors, FUNCTIONS[name], strict=True):
+            if tensor.numel() != sizes[kind]:
+                raise ValueError(f"{name}: a tensor {tuple(tensor.shape)} does not go with {tuple(shape)}")
             if not tensor.is_contiguous() or tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
                 raise ValueError(f"{name}: a tensor is not contiguous, or not float32, or not on the CPU")
-        if shape[3] < VECTOR and name != "norm_backward":
-            raise ValueError(f"{name}: {shape[3]} channels are not allowed: at least {VECTOR}")
         pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
         self.functions[name](*pointers, *map(ctypes.c_long, shape), ctypes.c_int(torch.get_num_threads()))
 
@@ -112,10 +133,9 @@ def build() -> Kernels:
 def state() -> str:
     """Returns in words whether the kernels are there, and why not."""
     try:
-        build()
+        return f"{build().name} compiled"
     except NoKernels as error:
         return f"goes on without: {' '.join(str(error).split())}"
-    return "the kernels compile"
 
 
 def _compiler() -> list[str]:

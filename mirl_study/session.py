@@ -50,7 +50,7 @@ class Session:
     def _facts(self) -> dict[str, Any]:
         settings = self.run.settings
         facts = {**store.provenance(self.device), "devices": settings.devices}
-        if settings.compile and torch.device(self.device).type == "cpu":
+        if settings.compile and settings.precision == "float32" and torch.device(self.device).type == "cpu":
             facts["kernels"] = kernels.state()
         return facts
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +17,24 @@ from mirl_study.network import build_network
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))  # images, height, width
 
 
-@pytest.fixture(scope="module")
-def built() -> kernels.Kernels:
+def compiled(monkeypatch: pytest.MonkeyPatch, cache: Path, lanes: int | None) -> kernels.Kernels:
+    """The kernels with as many lanes as this CPU has, or as told."""
     try:
-        return kernels.build()
-    except kernels.NoKernels as error:
+        if lanes is None:
+            return kernels.build()
+        monkeypatch.setenv("CXX", f"{shlex.join(kernels._compiler())} -DVECTOR={lanes}")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        return kernels.build.__wrapped__()
+    except (kernels.NoKernels, OSError) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=[None, *(pytest.param(lanes, marks=pytest.mark.slow) for lanes in (8, 16))])
+def built(request, tmp_path_factory) -> kernels.Kernels:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found = compiled(monkeypatch, tmp_path_factory.mktemp("cache"), request.param)
+    assert found.lanes in ((8, 16) if request.param is None else (request.param,))
+    return found
 
 
 def error(value: torch.Tensor, exact: torch.Tensor) -> float:
@@ -132,12 +146,17 @@ def test_derivatives_of_derivatives_are_the_definitions(built):
 
 
 @pytest.mark.parametrize(
-    "x", [torch.rand(1, 4, 4, 32).transpose(1, 2), torch.rand(1, 4, 4, 32).double(), torch.rand(1, 4, 4, 8)]
+    ("x", "message"),
+    [
+        (torch.rand(1, 4, 4, 32).transpose(1, 2), "a tensor is not contiguous, or"),
+        (torch.rand(1, 4, 4, 32).double(), "a tensor is not contiguous, or not float32"),
+        (torch.rand(1, 4, 4, 7), "7 channels are not allowed: at least"),
+        (torch.rand(1, 4, 0, 32), "an image of 4x0 pixels is not allowed"),
+        (torch.rand(1, 4, 4, 48), r"a tensor \(32, 1, 3, 3\) does not go with \(1, 4, 4, 48\)"),
+    ],
 )
-def test_what_the_kernels_were_not_written_for_is_refused(built, x):
-    with pytest.raises(
-        ValueError, match="depthwise: a tensor is not contiguous, or|depthwise: 8 channels are not allowed"
-    ):
+def test_what_the_kernels_were_not_written_for_is_refused(built, x, message):
+    with pytest.raises(ValueError, match=f"depthwise: {message}"):
         built.depthwise(x, torch.rand(32, 1, 3, 3))
 
 
@@ -181,7 +200,7 @@ def test_they_are_compiled_once_and_again_where_damaged(built, empty_cache, monk
     kernels.build.cache_clear()
     monkeypatch.setattr(kernels.subprocess, "run", lambda *_, **__: pytest.fail("compiled twice"))
     kernels.build()
-    assert kernels.state() == "the kernels compile"
+    assert kernels.state() == f"{library.stem} compiled"
 
 
 def compiler(folder, text: str) -> str:
@@ -242,6 +261,9 @@ def test_a_user_without_a_home_is_told(empty_cache, monkeypatch):
 
 
 def test_a_run_says_whether_it_had_kernels(built, tmp_path):
-    lottery.dense_round(load_settings("smoke", compile=True), tmp_path)
-    (record,) = tmp_path.rglob("run.json")
-    assert [entry["kernels"] for entry in json.loads(record.read_text())["sessions"]] == ["the kernels compile"]
+    said = {}
+    for precision in ("float32", "bf16"):
+        lottery.dense_round(load_settings("smoke", compile=True, precision=precision), tmp_path / precision)
+        (record,) = (tmp_path / precision).rglob("run.json")
+        said[precision] = [entry.get("kernels") for entry in json.loads(record.read_text())["sessions"]]
+    assert said == {"float32": [f"{kernels.build().name} compiled"], "bf16": [None]}, "bf16 has rules of its own"
