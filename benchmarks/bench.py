@@ -1,4 +1,4 @@
-"""Ours and the plain path side by side: each in a process of its own, by turns, so that both see the same machine."""
+"""Ours and the plain path side by side: each in a process of its own, by turns, so that all see the same machine."""
 
 import json
 import multiprocessing
@@ -41,14 +41,16 @@ TARGETS = {  # row: (what, at least so many times the plain path)
     "images_gpu": ("100 images of 321x481 restored and scored on one GPU, against scikit-image one by one", 3.0),
     "memory_gpu": ("peak memory of a training step on one GPU, `paper` (1 / 0.6 is the aim)", 1 / 0.6),
 }
-MEMORY = {
-    "memory": "step_paper",
-    "memory_compiled": "step_paper_compiled",
-    "memory_gpu": "step_gpu",
-}  # another row's peak
+MEASURED = {  # of some rows: what is timed, and the side that the row is about
+    "step_paper_compiled": ("step_paper", "compiled"),
+    "step_laptop_compiled": ("step_laptop", "compiled"),
+    "memory": ("step_paper", "ours"),
+    "memory_compiled": ("step_paper", "compiled"),
+    "memory_gpu": ("step_gpu", "ours"),
+}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward"}  # of aten
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ"]
+COLUMNS = ["row", "what", "ours", "plain", "unit", "ratio", "aim", "differ", "peak"]
 
 
 def _child(pipe: Connection, row: str, side: str, threads: int) -> None:
@@ -58,9 +60,9 @@ def _child(pipe: Connection, row: str, side: str, threads: int) -> None:
     before = _peak(on_gpu)
     run = subjects.TIMED[row](side)
     while _told(pipe):
-        start = time.perf_counter()
+        start, in_system = time.perf_counter(), os.times().system
         value = run()
-        pipe.send((time.perf_counter() - start, value, _peak(on_gpu) - before))
+        pipe.send((time.perf_counter() - start, value, _peak(on_gpu) - before, os.times().system - in_system))
 
 
 def _told(pipe: Connection) -> bool:
@@ -75,16 +77,19 @@ def _peak(on_gpu: bool) -> int:
     """The largest amount of memory that this process has held so far, in bytes: the GPU's, or the machine's."""
     if on_gpu:
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # what getrusage says on Linux begins with the parent's
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 @contextmanager
-def _sides(row: str, threads: int) -> Iterator[dict[str, Connection]]:
-    """Both sides of a row, each in a process of its own."""
+def _sides(row: str, sides: Sequence[str], threads: int) -> Iterator[dict[str, Connection]]:
+    """The sides of a row, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipes, children = {}, []
     try:
-        for side in ("ours", "plain"):
+        for side in sides:
             pipes[side], end = context.Pipe()
             children.append(context.Process(target=_child, args=(end, row, side, threads), daemon=True))
             children[-1].start()
@@ -107,38 +112,39 @@ def measure(row: str, runs: int, threads: int) -> dict[str, Any]:
         threads: of torch.
 
     Returns:
-        ``ours`` and ``plain`` (medians, seconds), all ``runs`` of each, ``peak`` (bytes, beyond what the imports hold)
-        and ``differ``, the largest difference of what both computed in their first run.
+        By side: ``median`` and all ``runs`` (seconds), ``system`` (median of the seconds that the kernel of the
+        operating system took of them), ``peak`` (bytes, beyond what the imports hold) and ``differ``, the largest
+        difference of what it computed in its first run from what the plain path did.
     """
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    values, peaks = {}, {}
-    with _sides(row, threads) as pipes:
+    compiles = any(timed == (row, "compiled") for timed in MEASURED.values()) and not _lack(f"{row}_compiled")
+    sides = ("ours", *(["compiled"] if compiles else []), "plain")
+    found: dict[str, dict[str, Any]] = {side: {"runs": [], "system": []} for side in sides}
+    values = {}
+    with _sides(row, sides, threads) as pipes:
         for turn in range(runs + 1):
             for side, pipe in pipes.items():
                 pipe.send(True)
-                elapsed, value, peaks[side] = pipe.recv()
+                elapsed, value, found[side]["peak"], in_system = pipe.recv()
                 values.setdefault(side, value)
                 if turn:
-                    seconds[side].append(elapsed)
-    apart = np.abs(values["ours"] - values["plain"])
-    return {
-        "ours": statistics.median(seconds["ours"]),
-        "plain": statistics.median(seconds["plain"]),
-        "runs": seconds,
-        "peak": peaks,
-        "differ": float(apart.max()) if apart.size else None,
-    }
+                    found[side]["runs"].append(elapsed)
+                    found[side]["system"].append(in_system)
+    for side, facts in found.items():
+        apart = np.abs(values[side] - values["plain"])
+        facts["median"], facts["system"] = statistics.median(facts["runs"]), statistics.median(facts["system"])
+        facts["differ"] = float(apart.max()) if apart.size else None
+    return found
 
 
 def floor(threads: int) -> dict[str, float]:
     """The machine at its best: its rates, and the seconds that one training step of ``paper`` would need at them."""
     torch.set_num_threads(threads)
     a, b = torch.rand(2, 2048, 2048)
-    block = torch.rand(2**26)
+    block, target = torch.rand(2, 2**26)
     rates = {}
     for name, work, run in (
         ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: a @ b),
-        ("gb_per_s", 2 * 4 * 2**26 / 1e9, block.clone),  # read once and written once
+        ("gb_per_s", 2 * 4 * 2**26 / 1e9, lambda: target.copy_(block)),  # read once and written once
     ):
         run()
         times = []
@@ -152,22 +158,27 @@ def floor(threads: int) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.rand(1, 3, 64, 64))
     step = 3 * 8 * counter.get_total_flops() / 1e9  # backward: a product for the input and one for the weight
-    run = subjects.step_paper("ours")
-    run()
-    spent = []
-    for _ in range(3):
-        with Products() as products:
-            run()
-        spent.append(products.seconds)
+    shares = {}
+    for side in ("ours", *([] if _lack("step_paper_compiled") else ["compiled"])):
+        run, spent = subjects.step_paper(side), []
+        run()
+        for _ in range(3):
+            start = time.perf_counter()
+            with Products() as products:
+                run()
+            spent.append(products.seconds / (time.perf_counter() - start))
+        shares[side] = statistics.median(spent)
     return rates | {
         "step_paper_gflop": step,
         "step_paper_seconds": step / rates["gflop_per_s"],
-        "step_paper_products_seconds": statistics.median(spent),
+        "step_paper_products": shares,
     }
 
 
 class Products(TorchDispatchMode):
     """Adds up the time that passes in matrix products and convolutions, on a CPU: what no rewriting around them spares.
+
+    Convolutions of each channel by itself are no products: their time is that of memory.
 
     Attributes:
         seconds: in them so far.
@@ -181,7 +192,9 @@ class Products(TorchDispatchMode):
         """Runs an operation as it is, and looks at the clock."""
         start = time.perf_counter()
         result = function(*args, **(kwargs or {}))
-        if function.overloadpacket.__name__ in PRODUCTS:
+        name = function.overloadpacket.__name__
+        image, weight = args[1:3] if name == "convolution_backward" else args[:2] if len(args) > 1 else (None, None)
+        if name in PRODUCTS and not (name.startswith("conv") and image.shape[1] != weight.shape[1]):
             self.seconds += time.perf_counter() - start
         return result
 
@@ -207,20 +220,23 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
         raise SettingsError(f"rows={absent[0]!r} needs {lacking[absent[0]]}; here there is {', '.join(there)}")
     found, lines = {}, []
     for row in rows:
+        differ, peak = None, ""
         if row in ("disk", "disk_kept"):
             ours, against = (subjects.chain_bytes(side, row == "disk_kept") / 1e6 for side in ("ours", "plain"))
-            unit, differ = "MB", None
-        elif step := MEMORY.get(row):
-            if step not in found:
-                found[step] = measure(step, runs, threads)
-            ours, against = (found[step]["peak"][side] / 1e6 for side in ("ours", "plain"))
-            unit, differ = "MB", None
+            unit = "MB"
         else:
-            found[row] = measure(row, runs, threads)
-            ours, against = found[row]["ours"], found[row]["plain"]
-            unit, differ = "s", found[row]["differ"]
+            timed, side = MEASURED.get(row, (row, "ours"))
+            if timed not in found:
+                found[timed] = measure(timed, runs, threads)
+            both = found[timed][side], found[timed]["plain"]
+            held = [facts["peak"] / 1e6 for facts in both]
+            if row.startswith("memory"):
+                (ours, against), unit = held, "MB"
+            else:
+                (ours, against), unit = (facts["median"] for facts in both), "s"
+                differ, peak = both[0]["differ"], "{:.0f} / {:.0f}".format(*held)
         what, aim = TARGETS[row]
-        lines.append((row, what, ours, against, unit, against / ours, aim, differ))
+        lines.append((row, what, ours, against, unit, against / ours, aim, differ, peak))
         print(
             f"{row:<14} {against / ours:6.2f}x  (aim {aim:.3g}x)  ours {ours:.4g}, plain {against:.4g} {unit}",
             flush=True,
@@ -234,7 +250,7 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
     record = {"facts": facts, "rows": table.to_dict("records"), "measured": found, "unmeasured": unmeasured}
     store.write_json(RESULTS / f"{name}.json", record)
     with store.atomic(RESULTS / f"{name}.md") as temporary:
-        temporary.write_text(_markdown(table, facts, unmeasured), encoding="utf-8")
+        temporary.write_text(_markdown(table, facts, found, unmeasured), encoding="utf-8")
     return table
 
 
@@ -276,7 +292,9 @@ def overhead() -> dict[str, float]:
     return shares
 
 
-def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, str]) -> str:
+def _markdown(
+    table: pd.DataFrame, facts: dict[str, Any], measured: dict[str, dict[str, Any]], unmeasured: dict[str, str]
+) -> str:
     shown = table.assign(
         **{column: table[column].map("{:.4g}".format) for column in ("ours", "plain")},
         ratio=table.ratio.map("{:.2f}x".format),
@@ -288,15 +306,26 @@ def _markdown(table: pd.DataFrame, facts: dict[str, Any], unmeasured: dict[str, 
         f"{min(spent):.1%} to {max(spent):.1%} of {len(spent)} chains" if spent else "not measured: no chain is here"
     )
     best, torch_version, version = facts["floor"], facts["versions"]["torch"], str(facts["commit"])[:7]
+    forms = {"ours": "", "compiled": " (with `compile=true`)"}
+    products = " and ".join(f"{share:.0%}{forms[form]}" for form, share in best["step_paper_products"].items())
+    sides = measured.get("step_paper", {})
+    in_system = (
+        " The operating system takes "
+        + ", ".join(f"{of['system']:.1f} s of {of['median']:.1f} s ({side})" for side, of in sides.items())
+        + " of a step, mostly for new pages of memory: the allocator that keeps them is ours alone, as is the fused "
+        "optimiser."
+        if sides
+        else ""
+    )
     return (
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
         f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}, commit {version}; "
-        f"medians of {facts['runs']} runs by turns, each side in a process of its own. Memory is what comes on top of "
-        "the imports."
+        f"medians of {facts['runs']} runs by turns, each side in a process of its own; both forms of a step by "
+        "turns with the same plain one. `peak` is memory in MB on top of the imports, ours / plain; `differ` the "
+        "largest difference of images, losses and derivatives (these over their largest)."
         f"\n\nThe machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
-        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s. Of "
-        f"ours, {best['step_paper_products_seconds']:.2f} s pass in the matrix products and convolutions of MKL and "
-        "oneDNN.\n\n"
+        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s. Of a "
+        f"step of ours {products} pass in matrix products and convolutions.{in_system}\n\n"
         f"Share of a `laptop` lottery's notebook that is neither training nor evaluation (aim: under 5 %): {aside}.\n\n"
         + "".join(f"- not measured, {what}\n" for what in unmeasured.values())
     )

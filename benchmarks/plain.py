@@ -1,6 +1,6 @@
 """The reference path, restated plainly from the papers: what everything is measured against, and tested against.
 
-Features are (B, C, H, W); LayerNorm goes through a transposed copy, (B, HW, C), and back; 1x1 convolutions are
+Features are (B, C, H, W); LayerNorm goes through a transposed view, (B, HW, C), and back; 1x1 convolutions are
 convolutions; q and k are divided by their lengths before the product; prompts are repeated over the batch; each patch
 is cut from a photograph that is decoded for it; pruning takes numpy's percentile of all survivors, and each round
 leaves a checkpoint with weights and both moments of the optimiser (after the papers on Restormer, PromptIR and MIR-L).
@@ -20,13 +20,13 @@ from mirl_study.settings import NetworkSettings
 
 
 class Norm(ours.Norm):
-    """LayerNorm of (B, C, H, W) through (B, HW, C)."""
+    """LayerNorm of (B, C, H, W) through (B, HW, C), operation by operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(2).transpose(1, 2).contiguous()
+        rows = x.flatten(2).transpose(1, 2)  # a view, as einops makes it
         mean, variance = rows.mean(-1, keepdim=True), rows.var(-1, keepdim=True, unbiased=False)
         rows = (rows - mean) / torch.sqrt(variance + 1e-5) * self.body.weight + self.body.bias
-        return rows.transpose(1, 2).contiguous().view(x.shape)
+        return rows.transpose(1, 2).reshape(x.shape)
 
 
 class Pointwise(ours.Pointwise):
@@ -149,14 +149,12 @@ def batch(
     pairs = []
     for place in range(size):
         degraded, clean = rows[rng.integers(len(rows))]
-        target = np.asarray(Image.open(clean).convert("RGB"))
+        whole = [np.asarray(Image.open(path).convert("RGB")) for path in (degraded, clean) if path]
+        top, left = rng.integers(whole[-1].shape[0] - patch + 1), rng.integers(whole[-1].shape[1] - patch + 1)
+        both = [array[top : top + patch, left : left + patch] for array in whole]
         if degraded is None:
-            image = target + rng.standard_normal(target.shape) * (15, 25, 50)[place % 3]
-            image = image.clip(0, 255).astype(np.uint8)
-        else:
-            image = np.asarray(Image.open(degraded).convert("RGB"))
-        top, left = rng.integers(target.shape[0] - patch + 1), rng.integers(target.shape[1] - patch + 1)
-        both = [array[top : top + patch, left : left + patch] for array in (image, target)]
+            noisy = both[0] + rng.standard_normal(both[0].shape) * (15, 25, 50)[place % 3]
+            both.insert(0, noisy.clip(0, 255).astype(np.uint8))
         turns, flip = rng.integers(4), rng.integers(2)
         both = [np.rot90(array[:, :: -1 if flip else 1], turns) for array in both]
         pairs.append([torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255 for array in both])

@@ -43,31 +43,36 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
         raise SettingsError(
             f"threads={threads} is not allowed with --rounding: at least 2, for half of them is the control"
         )
-    if lottery.default_device().type == "cpu":
+    device = lottery.default_device()
+    if device.type == "cpu":
         try:
             kernels.build()  # a training that goes on without would be compared with itself
         except kernels.NoKernels as error:
             raise SettingsError(
                 f"compile=true is not possible here ({error}), so there is nothing to compare"
             ) from error
+    facts = store.provenance(device) | {"threads": threads}
+    folder = folder / f"{machine_of(facts)}-{_version(facts)}"  # runs of other code or machines are none of these
     rows, before = [], torch.get_num_threads()
     try:
         for name, changes in OTHERWISE.items():
             torch.set_num_threads(threads // 2 if name == CONTROL else threads)
             for seed in seeds:
                 settings = load_settings(profile, seed=seed, **changes)
-                dense = lottery.dense_round(settings, folder / f"{threads}-threads" / name)
+                dense = lottery.dense_round(settings, folder / name)
                 rows.append({"setting": name, "seed": seed, **dense.scores.psnr, "mean": dense.scores.psnr.mean()})
     finally:
         torch.set_num_threads(before)
     table = pd.DataFrame(rows)
-    device = lottery.default_device()
-    facts = store.provenance(device) | {"threads": threads}
     name = f"rounding-{machine_of(facts)}"
     store.write_json(RESULTS / f"{name}.json", {"facts": facts, "rows": table.to_dict("records")})
     with store.atomic(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(_markdown(table, facts, profile), encoding="utf-8")
     return table
+
+
+def _version(facts: dict) -> str:
+    return str(facts["commit"])[:7] + ("-changed" if facts["changed_files"] else "")
 
 
 def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
@@ -88,5 +93,5 @@ def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
         + "\n".join(lines)
         + f"\n\nMeans of the rows, each of {len(wide)} seeds against itself. From seed to seed, float32 as it is has a "
         f"standard deviation of {scatter:.3f} dB. {facts['cpu']}, "
-        f"{facts['device']}, torch {facts['versions']['torch']}, commit {str(facts['commit'])[:7]}.\n"
+        f"{facts['device']}, torch {facts['versions']['torch']}, commit {_version(facts)}.\n"
     )
