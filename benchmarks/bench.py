@@ -310,8 +310,8 @@ def _markdown(
     products = " and ".join(f"{share:.0%}{forms[form]}" for form, share in best["step_paper_products"].items())
     sides = measured.get("step_paper", {})
     in_system = (
-        " The operating system takes "
-        + ", ".join(f"{of['system']:.1f} s of {of['median']:.1f} s ({side})" for side, of in sides.items())
+        " Of all threads' time, the operating system takes "
+        + ", ".join(f"{of['system']:.1f} s ({side})" for side, of in sides.items())
         + " of a step, mostly for new pages of memory: the allocator that keeps them is ours alone, as is the fused "
         "optimiser."
         if sides
