@@ -40,7 +40,12 @@ PICO = AirNetSettings(width=4, groups=1, blocks=1, queue=16)
 
 
 class Residual(nn.Module):
-    """A residual block of the encoder, with batch normalisation."""
+    """A residual block of the encoder, with batch normalisation.
+
+    The way around it takes its stride from the input, and none in its convolution: the same values. On a CPU without
+    AVX-512, oneDNN 3.12 writes past its memory in the derivatives of a 1x1 convolution that has a stride and fewer
+    than 8 inputs (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -51,10 +56,11 @@ class Residual(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.stride = stride
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.body(x) + self.shortcut(x), 0.1)
+        return F.leaky_relu(self.body(x) + self.shortcut(x[..., :: self.stride, :: self.stride]), 0.1)
 
 
 class Encoder(nn.Module):
