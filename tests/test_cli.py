@@ -489,7 +489,11 @@ def test_a_reference_is_not_replaced_by_less_or_by_another_profile(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "words", [("study", "--profile", "smoke"), ("run", "04_lottery_rounds", "-p", "profile", "smoke")]
+    "words",
+    [
+        ("study", "--profile", "smoke"),
+        pytest.param(("run", "04_lottery_rounds", "-p", "profile", "smoke"), marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_trained_into_a_reference(words, tmp_path, capsys):
     place = ("--results", tmp_path / "reference") if words[0] == "study" else ("-p", "results", tmp_path / "reference")

@@ -162,6 +162,7 @@ def test_a_control_belongs_to_one_ticket(played, monkeypatch):
         controls.play(other, "reinit", root, "cpu", show=False)
 
 
+@pytest.mark.slow
 def test_the_line_between_two_copies_ends_at_the_copies(played):
     root, ticket, _ = played
     line = controls.instability(ticket, root, "cpu", show=False, points=3)

@@ -99,9 +99,8 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "where", [where if where == "training" else pytest.param(where, marks=pytest.mark.slow) for where in KILLED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", KILLED)
 def test_killed_anywhere_it_goes_on_and_ends_bit_identical(root, whole, where):
     victim = start(root, KILLED[where])
     assert victim.wait(60) == -9
@@ -113,6 +112,7 @@ def test_killed_anywhere_it_goes_on_and_ends_bit_identical(root, whole, where):
     assert tree(root / GLOBAL) == whole, "half-written files and checkpoints are gone, too"
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_writes_a_checkpoint_and_ends_as_the_system_would_have_it(root, whole):
     told = start(root, IN_TRAINING.format(number="signal.SIGTERM"))
     assert told.wait(60) == -15, "143 in a shell"
@@ -172,6 +172,7 @@ def test_a_lock_does_not_outlive_a_killed_process(root):
         pass
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_nothing_is_half_written(disk, smoke_results):
     mounted(disk, "size=600k")
     with pytest.raises(

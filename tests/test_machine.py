@@ -21,6 +21,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+@pytest.mark.slow
 def test_freed_memory_is_not_asked_for_again():
     def share_of_new_pages(keep: bool, steps: int) -> float:
         script = FAULTS.format(keep=keep, steps=steps)

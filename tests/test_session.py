@@ -27,6 +27,7 @@ def entries(run):
     return json.loads((run.folder / "run.json").read_text())["sessions"]
 
 
+@pytest.mark.slow
 def test_a_chain_resumed_three_times_has_three_entries(smoke_results, tmp_path):
     shutil.copytree(smoke_results / "smoke/all_in_one/dense", tmp_path / "smoke/all_in_one/dense")
     for index in (1, 2, 3):

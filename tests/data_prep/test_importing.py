@@ -537,6 +537,7 @@ def test_ctrl_c_leaves_no_trace(source, tmp_path, monkeypatch, moment):
     assert state(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_what_a_killed_import_left_is_hidden_and_goes_with_the_next_one(source, tmp_path):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom data_prep import importing, verify\n"
