@@ -136,7 +136,7 @@ def measure(row: str, runs: int, threads: int) -> dict[str, Any]:
     return found
 
 
-def floor(threads: int) -> dict[str, float]:
+def floor(runs: int, threads: int) -> dict[str, Any]:
     """The machine at its best: its rates, and the seconds that one training step of ``paper`` would need at them."""
     torch.set_num_threads(threads)
     a, b = torch.rand(2, 2048, 2048)
@@ -162,7 +162,7 @@ def floor(threads: int) -> dict[str, float]:
     for side in ("ours", *([] if _lack("step_paper_compiled") else ["compiled"])):
         run, spent = subjects.step_paper(side), []
         run()
-        for _ in range(3):
+        for _ in range(runs):
             start = time.perf_counter()
             with Products() as products:
                 run()
@@ -243,7 +243,7 @@ def bench(rows: Sequence[str], runs: int, threads: int) -> pd.DataFrame:
         )
     table = pd.DataFrame(lines, columns=COLUMNS)
     device = "cuda" if any(row.endswith("_gpu") for row in rows) else "cpu"
-    facts = store.provenance(device) | {"threads": threads, "runs": runs, "floor": floor(threads)}
+    facts = store.provenance(device) | {"threads": threads, "runs": runs, "floor": floor(runs, threads)}
     facts["notebook_overhead"] = overhead()
     name = machine_of(facts) + ("" if set(rows) == set(there) else "-" + "-".join(rows))
     unmeasured = {row: f"for there was no {lack.split()[1]}: {TARGETS[row][0]}" for row, lack in lacking.items()}
