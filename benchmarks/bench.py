@@ -261,6 +261,11 @@ def machine_of(facts: dict[str, Any]) -> str:
     return name if on_gpu else f"{name}-{facts['threads']}-threads"
 
 
+def version_of(facts: dict[str, Any]) -> str:
+    """Returns the commit, and whether files were changed since."""
+    return str(facts["commit"])[:7] + ("-changed" if facts["changed_files"] else "")
+
+
 def _lack(row: str) -> str:
     """Returns what a row needs and this machine lacks; nothing if it can be measured."""
     if row.endswith("_gpu") and not torch.cuda.is_available():
@@ -305,7 +310,7 @@ def _markdown(
     aside = (
         f"{min(spent):.1%} to {max(spent):.1%} of {len(spent)} chains" if spent else "not measured: no chain is here"
     )
-    best, torch_version, version = facts["floor"], facts["versions"]["torch"], str(facts["commit"])[:7]
+    best, torch_version, version = facts["floor"], facts["versions"]["torch"], version_of(facts)
     forms = {"ours": "", "compiled": " (with `compile=true`)"}
     products = " and ".join(f"{share:.0%}{forms[form]}" for form, share in best["step_paper_products"].items())
     sides = measured.get("step_paper", {})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.bench import RESULTS, machine_of
+from benchmarks.bench import RESULTS, machine_of, version_of
 from mirl_study import kernels, load_settings, lottery, store
 from mirl_study.settings import SettingsError
 from mirl_study.verdicts import interval
@@ -52,7 +52,7 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
                 f"compile=true is not possible here ({error}), so there is nothing to compare"
             ) from error
     facts = store.provenance(device) | {"threads": threads}
-    folder = folder / f"{machine_of(facts)}-{_version(facts)}"  # runs of other code or machines are none of these
+    folder = folder / f"{machine_of(facts)}-{version_of(facts)}"  # runs of other code or machines are none of these
     rows, before = [], torch.get_num_threads()
     try:
         for name, changes in OTHERWISE.items():
@@ -69,10 +69,6 @@ def rounding(folder: Path, seeds: Sequence[int], threads: int, profile: str = "l
     with store.atomic(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(_markdown(table, facts, profile), encoding="utf-8")
     return table
-
-
-def _version(facts: dict) -> str:
-    return str(facts["commit"])[:7] + ("-changed" if facts["changed_files"] else "")
 
 
 def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
@@ -93,5 +89,5 @@ def _markdown(table: pd.DataFrame, facts: dict, profile: str) -> str:
         + "\n".join(lines)
         + f"\n\nMeans of the rows, each of {len(wide)} seeds against itself. From seed to seed, float32 as it is has a "
         f"standard deviation of {scatter:.3f} dB. {facts['cpu']}, "
-        f"{facts['device']}, torch {facts['versions']['torch']}, commit {_version(facts)}.\n"
+        f"{facts['device']}, torch {facts['versions']['torch']}, commit {version_of(facts)}.\n"
     )

@@ -90,8 +90,9 @@ def test_all_sides_compute_the_same_steps(side):
 
 @pytest.mark.slow  # two threads beside another worker's
 def test_rounding_is_measured_beside_a_control_and_read_again(tmp_path, monkeypatch):
+    if bench._lack("step_laptop_compiled"):
+        pytest.skip("nothing compiles here")
     monkeypatch.setattr(rounding, "RESULTS", tmp_path)
-    monkeypatch.setattr(rounding.kernels, "build", lambda: None)
     table = rounding.rounding(tmp_path / "runs", [0, 1], 2, "smoke")
     monkeypatch.setattr(rounding.lottery, "train", lambda *_, **__: pytest.fail("trained again"))
     again = rounding.rounding(tmp_path / "runs", [0, 1], 2, "smoke")
