@@ -258,7 +258,10 @@ void depthwise(const float *entering, const float *weight, float *out, float *sq
             for (long v = 0; v < block.count; v++) {
                 in.convolve(v, y, kernels[v], lines + v * line);
                 Vector row{};
-                for (long x = 0; x < block.length(); x += LANES) row += get(lines + v * line + x) * get(lines + v * line + x);
+                for (long x = 0; x < block.length(); x += LANES) {
+                    const Vector left = get(lines + v * line + x);
+                    row += left * left;
+                }
                 sum[v] += row;
             }
             block.store({out, channels}, y, lines, line);
