@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, subjects
 from mirl_study import kernels, load_settings, store
+from mirl_study.products import product
 from mirl_study.settings import SettingsError, choose
 
 TARGETS = {  # row: (what, at least so many times the plain path)
@@ -141,9 +142,10 @@ def floor(runs: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     a, b = torch.rand(2, 2048, 2048)
     block, target = torch.rand(2, 2**26)
-    rates = {}
+    rates: dict[str, float] = {}
     for name, work, run in (
         ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: a @ b),
+        ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: product(a, b)),  # another library: the faster one counts
         ("gb_per_s", 2 * 4 * 2**26 / 1e9, lambda: target.copy_(block)),  # read once and written once
     ):
         run()
@@ -152,7 +154,7 @@ def floor(runs: int, threads: int) -> dict[str, Any]:
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        rates[name] = work / statistics.median(times)
+        rates[name] = max(rates.get(name, 0), work / statistics.median(times))
     settings = load_settings("paper")
     network = plain.build_network(settings.network)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

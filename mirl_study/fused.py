@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirl_study.kernels import Kernels
+from mirl_study.products import added, by_weight, product
 
 EPSILON = 1e-5  # of LayerNorm
 LARGE = 8_000_000  # values: what leaves a depth-wise convolution is kept, unless it is more (32 MB); that takes time
@@ -67,15 +68,15 @@ class _Feed(torch.autograd.Function):
         ctx.kernels = _kernels_for(x)
         if ctx.kernels:
             wide, deep, narrow = _padded(wide, deep, narrow, ctx.kernels.lanes)
-            entering, left = [F.linear(normed, wide)], []
-            product = ctx.kernels.gated(*entering, deep)
+            entering, left = [product(normed, wide)], []
+            opened = ctx.kernels.gated(*entering, deep)
         else:
             # The halves are computed one by one: elementwise functions are several times slower on halves of rows.
-            entering = [F.linear(normed, half) for half in wide.chunk(2)]
+            entering = [product(normed, half) for half in wide.chunk(2)]
             gate, value = left = [*map(depthwise, entering, deep.chunk(2))]
-            product = F.gelu(gate).mul_(value)
+            opened = F.gelu(gate).mul_(value)
         ctx.save_for_backward(*inputs, mean, spread, normed, *entering, *_if_not_large(left))
-        return torch.addmm(_rows(x), _rows(product), narrow.T).view_as(x)
+        return added(x, opened, narrow)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -93,7 +94,7 @@ class _Attend(torch.autograd.Function):
         ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, wide: Tensor, deep: Tensor, temperature: Tensor, narrow: Tensor
     ) -> Tensor:
         normed, mean, spread = _normed(x, gain, bias)
-        entering = F.linear(normed, wide)
+        entering = product(normed, wide)
         ctx.kernels = _kernels_for(x, len(wide))
         if ctx.kernels:
             left, squares = ctx.kernels.depthwise(entering, deep)
@@ -122,8 +123,8 @@ class _Attend(torch.autograd.Function):
         else:
             del qkv
             for_entering, for_deep = _depthwise_backward(for_qkv.view_as(entering), entering, deep)
-        for_wide = _rows(for_entering).T @ _rows(normed)
-        through = _norm_backward(_rows(for_entering) @ wide, x, mean, spread, gain, bias, gradient, ctx.kernels)
+        for_wide = by_weight(for_entering, normed)
+        through = _norm_backward(product(for_entering, wide.T), x, mean, spread, gain, bias, gradient, ctx.kernels)
         return *through, for_wide, for_deep, for_temperature, for_narrow
 
 
@@ -189,19 +190,17 @@ def _feed_by_halves(gradient: Tensor, normed: Tensor, *tensors: Tensor) -> tuple
     """
     (wide, deep, narrow, *entering), left = tensors[:5], tensors[5:]
     gate, value = left or map(depthwise, entering, deep.chunk(2))
-    opened, inner = F.gelu(gate), gradient @ narrow
+    opened, inner = F.gelu(gate), product(gradient, narrow.T)
     for_value = inner * opened
     for_gate = torch.ops.aten.gelu_backward(inner.mul_(value), gate)
-    for_narrow = _rows(gradient).T @ _rows(opened.mul_(value))
+    for_narrow = by_weight(gradient, opened.mul_(value))
     del gate, value, opened, inner
     (for_gate, gate_kernel), (for_value, value_kernel) = map(
         _depthwise_backward, (for_gate, for_value), entering, deep.chunk(2)
     )
-    for_wide = torch.empty_like(wide)
-    for part, half in zip((for_gate, for_value), for_wide.chunk(2), strict=True):
-        torch.mm(_rows(part).T, _rows(normed), out=half)
+    for_wide = torch.cat([by_weight(part, normed) for part in (for_gate, for_value)])
     from_gate, from_value = wide.chunk(2)
-    for_normed = (_rows(for_gate) @ from_gate).addmm_(_rows(for_value), from_value)
+    for_normed = added(product(for_gate, from_gate.T), for_value, from_value.T)
     return for_normed, for_wide, torch.cat((gate_kernel, value_kernel)), for_narrow
 
 
@@ -211,11 +210,11 @@ def _feed_by_kernels(
     """The same by the compiled kernels, where gate and value enter side by side."""
     hidden = narrow.shape[1]
     wide, deep, narrow = _padded(wide, deep, narrow, kernels.lanes)
-    product, for_entering, for_deep = kernels.gated_backward(gradient @ narrow, entering, deep)
-    for_narrow = _rows(gradient).T @ _rows(product)
-    for_wide = _rows(for_entering).T @ _rows(normed)
+    opened, for_entering, for_deep = kernels.gated_backward(product(gradient, narrow.T), entering, deep)
+    for_narrow = by_weight(gradient, opened)
+    for_wide = by_weight(for_entering, normed)
     halves = (part.unflatten(0, (2, -1))[:, :hidden].flatten(0, 1) for part in (for_wide, for_deep))
-    return _rows(for_entering) @ wide, *halves, for_narrow[:, :hidden]
+    return product(for_entering, wide.T), *halves, for_narrow[:, :hidden]
 
 
 def _padded(wide: Tensor, deep: Tensor, narrow: Tensor, lanes: int) -> tuple[Tensor, Tensor, Tensor]:

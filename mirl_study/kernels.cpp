@@ -16,7 +16,7 @@ namespace {
 #endif
 #endif
 constexpr long LANES = VECTOR;       // channels in a vector; the last one of a pixel overlaps the one before it
-constexpr long BLOCK = 128 / LANES;  // vectors that a task takes at most: half a kilobyte of each pixel, in one piece
+constexpr long BLOCK = 64 / LANES;   // vectors that a task takes at most: a quarter of a kilobyte of each pixel
 constexpr long SPARE = 2 * LANES;    // floats between lines: a power of two apart they would share a set of the cache
 
 static_assert(BLOCK > 1, "a last vector that overlaps must be in one block with the vector that it overlaps");

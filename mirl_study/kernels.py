@@ -3,7 +3,7 @@
 The compiler is the machine's own (``CXX``, or the first of COMPILERS that is there), called once; the library stays in
 the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``), named by what it was made from.
 
-Threads share the work by images, and by 128 channels where there are more: further threads find nothing to do.
+Threads share the work by images, and by 64 channels where there are more: further threads find nothing to do.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
 Written from the description in the papers (Zamir et al., *Restormer*, CVPR 2022; Potlapalli et al., *PromptIR*,
 NeurIPS 2023). Modules carry the
 names of the released checkpoints, so that a state dict fits without translation. Inside, features are (B, H, W, C):
-LayerNorm is then the native
-one, a 1x1 convolution is a plain matrix product, and a 3x3 convolution sees channels-last memory without a copy.
+LayerNorm is then the native one, a 1x1 convolution is a product of all pixels with a matrix, and a 3x3 convolution sees
+channels-last memory without a copy.
 """
 
 import functools
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirl_study.fused import EPSILON, attend, feed
+from mirl_study.products import product
 from mirl_study.settings import PRESETS, NetworkSettings, choose
 
 DECLARED_KINDS = (  # prunable ones of a PromptIR
@@ -41,13 +42,13 @@ BY_TYPE = {CONVOLUTIONS: "convolution", (nn.Linear,): "linear", NORMS: "norm", (
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution without bias on (B, H, W, C), as a matrix product."""
+    """A 1x1 convolution without bias on (B, H, W, C)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1))
+        return product(x, self.weight.flatten(1))
 
 
 class Conv3x3(nn.Conv2d):

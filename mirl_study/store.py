@@ -363,12 +363,16 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Returns the processor's name, as far as the system knows it; another one may round otherwise."""
+    """Returns the processor's name, as far as the system knows it, and the widest instructions that torch found there.
+
+    Either may make sums round otherwise; many a virtual machine hides which model it is.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git(*arguments: str) -> str | None:
