@@ -267,11 +267,11 @@ def _without_lowest(values: Arrays, kept: Arrays, rate: float, exact: bool) -> A
         return [keep.copy() for keep in kept]
     stays = [np.empty(keep.shape, bool) for keep in kept]
     pieces = list(_pieces(values, kept, stays))
-    near, above = _split(pieces, *_bracket(values, kept, place / size))
+    near, parts, above = _split(pieces, *_bracket(values, kept, place / size))
     below = size - above - sum(map(len, near))
     if not below <= place < size - above:
-        near, below = _split(pieces, -np.inf, np.inf)[0], 0
-    between = np.concatenate([value[places] for (value, *_), places in zip(pieces, near, strict=True)])
+        (near, parts, _), below = _split(pieces, -np.inf, np.inf), 0
+    between = np.concatenate(parts)
     if np.isnan(between).any():
         raise ValueError("a score is not a number: the network it came from has diverged")
     threshold = np.partition(between, place - below)[place - below]
@@ -286,25 +286,28 @@ def _without_lowest(values: Arrays, kept: Arrays, rate: float, exact: bool) -> A
 
 
 def _bracket(values: Arrays, kept: Arrays, quantile: float) -> tuple[float, float]:
-    """Returns two values between which the quantile of what is kept most likely lies, from a sample."""
+    """Returns two values between which the quantile of what is kept most likely lies: six standard errors to each side.
+
+    They are those of a sample's quantile.
+    """
     sample = np.sort(np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)]))
-    middle, room = quantile * len(sample), 4 * len(sample) ** 0.5
+    middle, room = quantile * len(sample), 6 * (len(sample) * quantile * (1 - quantile)) ** 0.5 + 1
     low = sample[int(middle - room)] if middle > room else -np.inf
     high = sample[int(middle + room)] if middle + room < len(sample) else np.inf
     return low, high
 
 
-def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, int]:
+def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, Arrays, int]:
     """Parts what is kept at two values; what is not a number is neither below nor above.
 
     Args:
         pieces: (values, kept, stays); ``stays`` is set where a kept value is higher than ``high``.
 
     Returns:
-        Of each piece the places in between, and how many kept values are higher.
+        Of each piece the places in between and the values there, and how many kept values are higher in all.
     """
 
-    def split(share: Sequence[Arrays]) -> list[tuple[np.ndarray, int]]:
+    def split(share: Sequence[Arrays]) -> list[tuple[np.ndarray, np.ndarray, int]]:
         found = []
         for value, keep, stays in share:
             between = value < low
@@ -312,14 +315,15 @@ def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, i
             np.equal(between, stays, out=between)
             between &= keep
             stays &= keep
-            found.append((np.flatnonzero(between), np.count_nonzero(stays)))
+            places = np.flatnonzero(between)
+            found.append((places, value[places], np.count_nonzero(stays)))
         return found
 
     size = -(-len(pieces) // torch.get_num_threads())
     with ThreadPoolExecutor() as pool:  # numpy lets go of the interpreter
         shares = pool.map(split, (pieces[start : start + size] for start in range(0, len(pieces), size)))
-        near, above = zip(*itertools.chain.from_iterable(shares), strict=True)
-    return list(near), sum(above)
+        near, parts, above = zip(*itertools.chain.from_iterable(shares), strict=True)
+    return list(near), list(parts), sum(above)
 
 
 def _pieces(*pools: Arrays, size: int = 2**17) -> Iterator[Arrays]:
