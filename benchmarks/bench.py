@@ -145,7 +145,7 @@ def floor(runs: int, threads: int) -> dict[str, Any]:
     rates: dict[str, float] = {}
     for name, work, run in (
         ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: a @ b),
-        ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: product(a, b)),  # another library: the faster one counts
+        ("gflop_per_s", 2 * 2048**3 / 1e9, lambda: product(a, b)),  # where it is another library, the faster one counts
         ("gb_per_s", 2 * 4 * 2**26 / 1e9, lambda: target.copy_(block)),  # read once and written once
     ):
         run()

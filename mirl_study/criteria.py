@@ -43,7 +43,8 @@ class Evidence:
 
     def weights(self) -> Scores:
         """The prunable weights by name."""
-        return {name: self.network.get_parameter(name) for name in self.mask}
+        weights = dict(self.network.named_parameters())
+        return {name: weights[name] for name in self.mask}
 
 
 def magnitude(evidence: Evidence) -> Scores:
@@ -326,7 +327,7 @@ def _split(pieces: Sequence[Arrays], low: float, high: float) -> tuple[Arrays, A
     return list(near), list(parts), sum(above)
 
 
-def _pieces(*pools: Arrays, size: int = 2**17) -> Iterator[Arrays]:
+def _pieces(*pools: Arrays, size: int = 2**18) -> Iterator[Arrays]:
     """The same stretch of each pool's arrays, flattened: it comes from memory once and is in the cache from then on."""
     for arrays in zip(*pools, strict=True):
         flat = [array.reshape(-1) for array in arrays]

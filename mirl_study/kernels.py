@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mirl_study.machine import processor_facts
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
@@ -161,9 +163,7 @@ def _cache() -> Path:
 def _made_from(compiler: list[str]) -> str:
     """Tells apart what must not be taken for another: source, compiler, flags, and what this CPU can do."""
     program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
-    abilities = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    abilities = sorted({line for line in processor_facts() if line.startswith(("flags", "Features", "model name"))})
     version = f"{program} {program.stat().st_size} {program.stat().st_mtime_ns}"
     parts = [SOURCE.read_text(encoding="utf-8"), *compiler, version, *FLAGS, platform.machine(), *abilities]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

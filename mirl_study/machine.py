@@ -1,8 +1,11 @@
-"""What makes this machine faster without changing a bit of any result."""
+"""The machine that this runs on: what its processor is, and how the memory of a process stays with it."""
 
 import ctypes
 import os
+import platform
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = 2**30  # bytes: glibc takes at most half of a heap; any activation is smaller
@@ -23,3 +26,11 @@ def keep_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def processor_facts() -> list[str]:
+    """Returns what the system says of its processors, a fact a line; the last one is the name that Python knows."""
+    facts = []
+    with suppress(OSError):  # there is no /proc, or it is not to be read
+        facts = Path("/proc/cpuinfo").read_text().splitlines()
+    return [*facts, f"model name: {platform.processor() or platform.machine()}"]

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mirl_study.machine import processor_facts
 from mirl_study.masks import Mask
 from mirl_study.network import tensors as network_tensors
 from mirl_study.settings import ModelSettings, Settings, SettingsError
@@ -367,11 +368,7 @@ def processor() -> str:
 
     Either may make sums round otherwise; many a virtual machine hides which model it is.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
+    name = next(line.split(":", 1)[1].strip() for line in processor_facts() if line.startswith("model name"))
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 

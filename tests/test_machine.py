@@ -37,3 +37,10 @@ def test_freed_memory_is_not_asked_for_again():
 def test_what_the_user_has_set_stays(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     assert machine.keep_memory() is False
+
+
+def test_a_processor_has_a_name_wherever_its_facts_are_kept(monkeypatch):
+    *known, named = machine.processor_facts()
+    assert named.startswith("model name: ") and len(named) > len("model name: ")
+    monkeypatch.setattr(machine.Path, "read_text", lambda self: (_ for _ in ()).throw(PermissionError))
+    assert machine.processor_facts() == [named] and bool(known) == machine.Path("/proc/cpuinfo").exists()

@@ -1,5 +1,7 @@
 """Products of pixels and a weight, by either library, against their definition in double precision."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,10 +55,20 @@ def test_a_pointwise_layer_can_be_differentiated_twice(least, monkeypatch):
     assert torch.allclose(x.grad, 8 * x.detach() @ (weight.T @ weight) @ (weight.T @ weight), atol=1e-4)
 
 
+@pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="one library is all"
+)
+def test_mkl_is_for_processors_of_its_maker_and_onednn_for_others():
+    assert products.least(["vendor_id\t: GenuineIntel", "model name\t: Intel(R) Xeon(R) Processor"]) == math.inf
+    assert products.least(["model name: Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"]) == math.inf, "Windows"
+    assert products.least(["vendor_id\t: AuthenticAMD", "model name\t: AMD EPYC"]) == products.PAYS_FROM
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("channels", "convolved"), [(96, True), (8, False)])
-def test_large_ones_are_convolved_by_onednn_and_small_ones_are_not(channels, convolved, threads):
+def test_large_ones_are_convolved_by_onednn_and_small_ones_are_not(channels, convolved, threads, monkeypatch):
+    monkeypatch.setattr(products, "LEAST", products.PAYS_FROM)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     x, weight = torch.randn(1, 64, 64, channels), torch.randn(channels, channels)
