@@ -287,9 +287,9 @@ def _without_lowest(values: Arrays, kept: Arrays, rate: float, exact: bool) -> A
 
 
 def _bracket(values: Arrays, kept: Arrays, quantile: float) -> tuple[float, float]:
-    """Returns two values between which the quantile of what is kept most likely lies: six standard errors to each side.
+    """Returns two values between which the quantile of what is kept most likely lies.
 
-    They are those of a sample's quantile.
+    From the quantile of a sample it is six of its standard errors to each.
     """
     sample = np.sort(np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)]))
     middle, room = quantile * len(sample), 6 * (len(sample) * quantile * (1 - quantile)) ** 0.5 + 1

@@ -144,11 +144,6 @@ def _kernels_for(x: Tensor, channels: int | None = None) -> Kernels | None:
     return kernels if x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() else None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """All pixels of all images, (B H W, C)."""
-    return x.reshape(-1, x.shape[-1])
-
-
 def _normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm, with the means and the inverse standard deviations that its backward pass wants."""
     return torch.native_layer_norm(x, gain.shape, gain, bias, EPSILON)

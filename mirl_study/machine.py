@@ -29,8 +29,10 @@ def keep_memory() -> bool:
 
 
 def processor_facts() -> list[str]:
-    """Returns what the system says of its processors, a fact a line; the last one is the name that Python knows."""
+    """Returns what the system says of its processors, a fact a line; one of them begins with ``model name``."""
     facts = []
     with suppress(OSError):  # there is no /proc, or it is not to be read
         facts = Path("/proc/cpuinfo").read_text().splitlines()
-    return [*facts, f"model name: {platform.processor() or platform.machine()}"]
+    if not any(fact.startswith("model name") for fact in facts):
+        facts.append(f"model name: {platform.processor() or platform.machine()}")
+    return facts

@@ -1,7 +1,7 @@
-"""A weight times the features of every pixel, (B, H, W, K) to (B, H, W, N), by the library that is faster at it.
+"""A weight times the features of every pixel, (..., K) to (..., N), by the library that is faster at it.
 
-MKL knows the best instructions of its maker's processors alone. On others a 1x1 convolution (oneDNN) takes half the
-time of a matrix product, but its call costs some tens of microseconds.
+MKL has its best instructions for its maker's processors alone. On AMD's, a large product takes less time as a 1x1
+convolution, which oneDNN computes; but its call costs some tens of microseconds.
 """
 
 import math
@@ -13,20 +13,21 @@ from torch import Tensor
 from mirl_study.machine import processor_facts
 
 PAYS_FROM = 200_000  # values that enter and leave: with fewer, calling a convolution takes longer than a product
-TAKEN_FOR = (16, 4)  # images, rows: from so many images on torch calls oneDNN even with one thread; one row is slow
+IMAGES = 16  # that the pixels are dealt out to: from so many on torch calls oneDNN with one thread, too
+ROWS = 4  # of each of them: oneDNN takes longer for one
 
 
-def least(facts: list[str]) -> float:
-    """Returns from how many values on this torch should convolve, on a processor with these facts."""
-    abroad = torch.backends.mkl.is_available() and not any("GenuineIntel" in fact for fact in facts)
-    return PAYS_FROM if abroad and torch.backends.mkldnn.is_available() else math.inf
+def convolved_from(facts: list[str]) -> float:
+    """Returns from how many values on products are convolved, on a processor with these facts."""
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return PAYS_FROM if both and any("AuthenticAMD" in fact for fact in facts) else math.inf
 
 
-LEAST = least(processor_facts())
+CONVOLVED_FROM = convolved_from(processor_facts())
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns x @ weight.T, for x (B, H, W, K) and weight (N, K).
+    """Returns x @ weight.T, for x (..., K) and weight (N, K).
 
     Its derivatives by x are ``product(gradient, weight.T)``.
     """
@@ -36,14 +37,14 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def added(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Returns x + product(y, weight), for x (B, H, W, N)."""
+    """Returns x + product(y, weight), for x (..., N)."""
     if _convolved(y, len(weight)):
         return product(y, weight).add_(x)
     return torch.addmm(_rows(x), _rows(y), weight.T).view_as(x)
 
 
 def by_weight(gradient: Tensor, x: Tensor) -> Tensor:
-    """Returns the derivatives of ``product`` by its weight, (N, K); gradient (B, H, W, N), x (B, H, W, K)."""
+    """Returns the derivatives of ``product`` by its weight, (N, K); gradient (..., N), x (..., K)."""
     outputs, inputs = gradient.shape[-1], x.shape[-1]
     if not _convolved(x, outputs):
         return _rows(gradient).T @ _rows(x)
@@ -54,17 +55,15 @@ def by_weight(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _convolved(x: Tensor, outputs: int) -> bool:
-    """Whether a convolution pays."""
-    possible = x.device.type == "cpu" and x.dtype is torch.float32
-    return possible and x.numel() // x.shape[-1] * (x.shape[-1] + outputs) >= LEAST
+    """Whether a convolution is possible and pays."""
+    pixels = math.prod(x.shape[:-1])
+    possible = x.device.type == "cpu" and x.dtype is torch.float32 and pixels % (IMAGES * ROWS) == 0
+    return possible and pixels * (x.shape[-1] + outputs) >= CONVOLVED_FROM
 
 
 def _images(x: Tensor) -> Tensor:
-    """The pixels as images of other sizes, if their number allows, (B, K, H, W), channels last in memory."""
-    images, rows = TAKEN_FOR
-    if x.numel() // x.shape[-1] % (images * rows) == 0:
-        x = x.reshape(images, rows, -1, x.shape[-1])
-    return x.permute(0, 3, 1, 2)
+    """The pixels dealt out to images of one size, (B, K, H, W), channels last in memory."""
+    return x.reshape(IMAGES, ROWS, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -122,6 +122,26 @@ def test_sizes_beyond_torch_quantile():
     assert after.kept == size - round(0.2 * size)
 
 
+def sampled_scores(kind: str) -> torch.Tensor:
+    """More values than are looked at one by one."""
+    values = torch.rand(2**20 + 7, generator=torch.Generator().manual_seed(0))
+    if kind == "many ties":
+        return (values * 50).round()
+    if kind == "a sample that misleads":
+        values[::127] = -1
+    return values
+
+
+@pytest.mark.parametrize("kind", ["random", "many ties", "a sample that misleads"])
+@pytest.mark.parametrize("rate", [0.001, 0.2, 0.97])
+def test_of_many_scores_the_lowest_leave(kind, rate):
+    values, keep = sampled_scores(kind), torch.rand(2**20 + 7, generator=torch.Generator().manual_seed(1)) < 0.7
+    lowest = torch.where(keep, values, torch.inf).argsort(stable=True)[: int(rate * keep.sum() + 0.5)]
+    expected = keep.clone()
+    expected[lowest] = False
+    assert torch.equal(prune(Mask({"0": keep}), {"0": values}, rate)["0"], expected)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_random_scores_know_nothing_of_the_initialisation(seed):
     """The same seed drives both; a shared stream of numbers would make random pruning a cut by initial value."""

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirl_study import fused, kernels, load_settings, lottery
+from mirl_study import fused, kernels, load_settings, lottery, products
 from mirl_study.network import build_network
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))  # images, height, width
@@ -63,6 +63,16 @@ def test_a_gated_half_of_any_shape(built, shape, channels, hidden):
     weights = (2 * hidden, channels), (2 * hidden, 1, 3, 3), (channels, hidden)
     arguments = [torch.randn(*shape, channels), *torch.randn(2, channels), *(torch.randn(size) for size in weights)]
     assert max(both(fused.feed, fused.feed_plainly, arguments, built)) < 1e-4
+
+
+def test_a_gated_half_beside_convolved_products(built, monkeypatch):
+    monkeypatch.setattr(products, "CONVOLVED_FROM", 0)
+    torch.manual_seed(0)
+    weights = (torch.randn(size) for size in ((42, 10), (42, 1, 3, 3), (10, 21)))
+    assert (
+        max(both(fused.feed, fused.feed_plainly, [torch.randn(2, 8, 4, 10), *torch.randn(2, 10), *weights], built))
+        < 1e-4
+    )
 
 
 @given(shapes, st.sampled_from([(2, 1), (6, 1), (6, 3), (16, 2), (45, 1), (48, 4), (50, 2)]))

@@ -40,7 +40,7 @@ def test_what_the_user_has_set_stays(monkeypatch, name):
 
 
 def test_a_processor_has_a_name_wherever_its_facts_are_kept(monkeypatch):
-    *known, named = machine.processor_facts()
-    assert named.startswith("model name: ") and len(named) > len("model name: ")
+    assert any(fact.startswith("model name") for fact in machine.processor_facts())
     monkeypatch.setattr(machine.Path, "read_text", lambda self: (_ for _ in ()).throw(PermissionError))
-    assert machine.processor_facts() == [named] and bool(known) == machine.Path("/proc/cpuinfo").exists()
+    (named,) = machine.processor_facts()
+    assert named.startswith("model name: ") and len(named) > len("model name: ")

@@ -1,40 +1,58 @@
 """Products of pixels and a weight, by either library, against their definition in double precision."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mirl_study import products
+from mirl_study import fused, products
 from mirl_study.network import Pointwise
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 24), st.integers(1, 24))  # pixels and channels
-EITHER = [0, 10**12]  # LEAST: convolved where that is possible, or never
+two_libraries = pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="one library is all"
+)
 
 
-@pytest.mark.parametrize("least", EITHER)
-@given(SIZES, st.booleans())
+@pytest.fixture(params=[(1, 0), (2, 0), (1, math.inf)], ids=["convolved", "by two threads", "multiplied"])
+def way(request) -> Iterator[float]:
+    """From how many values on a product is convolved, and with how many threads."""
+    before = torch.get_num_threads()
+    threads, convolved_from = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "CONVOLVED_FROM", convolved_from)
+        torch.set_num_threads(threads)
+        yield convolved_from
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("way")
+@given(SIZES, st.sampled_from(["whole", "parts of pixels", "channels first"]))
+@example((32, 3, 7, 9), "whole")
+@example((32, 2, 5, 16), "parts of pixels")
+@example((16, 4, 16, 3), "channels first")
 @settings(max_examples=60)
-def test_they_are_what_they_stand_for(least, sizes, strided):
+def test_they_are_what_they_stand_for(sizes, layout):
     height, width, inputs, outputs = sizes
     torch.manual_seed(0)
     x, past, gradient = (torch.randn(2, height, width, channels) for channels in (inputs, outputs, outputs))
     weight = torch.randn(outputs, inputs)
-    if strided:  # a part of each pixel, and a transposed weight
+    if layout == "parts of pixels":
         x, weight = torch.cat((x, x), dim=-1)[..., :inputs], weight.T.contiguous().T
+    if layout == "channels first":
+        x, gradient = (part.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for part in (x, gradient))
     exact = torch.einsum("bhwk,nk->bhwn", x.double(), weight.double())
     by_weight = torch.einsum("bhwn,bhwk->nk", gradient.double(), x.double())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "LEAST", least)
-        found = products.product(x, weight), products.added(past, x, weight), products.by_weight(gradient, x)
+    found = products.product(x, weight), products.added(past, x, weight), products.by_weight(gradient, x)
     for value, wanted in zip(found, (exact, past.double() + exact, by_weight), strict=True):
-        assert (
-            value.shape == wanted.shape and value.is_contiguous() and torch.allclose(value.double(), wanted, atol=1e-4)
-        )
+        assert value.shape == wanted.shape and value.is_contiguous()
+        assert torch.allclose(value.double(), wanted, atol=1e-4)
 
 
+@pytest.mark.usefixtures("way")
 def test_nothing_that_is_given_changes():
     x, y, weight = torch.randn(2, 32, 32, 96), torch.randn(2, 32, 32, 48), torch.randn(96, 48)
     before = [tensor.clone() for tensor in (x, y, weight)]
@@ -43,10 +61,10 @@ def test_nothing_that_is_given_changes():
     assert all(map(torch.equal, (x, y, weight), before))
 
 
-@pytest.mark.parametrize("least", EITHER)
-def test_a_pointwise_layer_can_be_differentiated_twice(least, monkeypatch):
-    monkeypatch.setattr(products, "LEAST", least)
-    layer, x = Pointwise(3, 5).double(), torch.randn(1, 4, 4, 3, dtype=torch.double, requires_grad=True)
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("size", [(2, 8, 4), (1, 5, 3)])  # one that can be convolved, and one that cannot
+def test_a_pointwise_layer_can_be_differentiated_twice(size):
+    layer, x = Pointwise(3, 5).double(), torch.randn(*size, 3, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(layer, x) and torch.autograd.gradgradcheck(layer, x), "GraSP does"
     layer, x = layer.float(), x.detach().float().requires_grad_()  # doubles are never convolved
     (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
@@ -55,27 +73,48 @@ def test_a_pointwise_layer_can_be_differentiated_twice(least, monkeypatch):
     assert torch.allclose(x.grad, 8 * x.detach() @ (weight.T @ weight) @ (weight.T @ weight), atol=1e-4)
 
 
-@pytest.mark.skipif(
-    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="one library is all"
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    ("half", "plainly", "shapes"),
+    [
+        (fused.feed, fused.feed_plainly, [(42, 10), (42, 1, 3, 3), (10, 21)]),
+        (fused.attend, fused.attend_plainly, [(30, 10), (30, 1, 3, 3), (2, 1, 1), (10, 10)]),
+    ],
 )
-def test_mkl_is_for_processors_of_its_maker_and_onednn_for_others():
-    assert products.least(["vendor_id\t: GenuineIntel", "model name\t: Intel(R) Xeon(R) Processor"]) == math.inf
-    assert products.least(["model name: Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"]) == math.inf, "Windows"
-    assert products.least(["vendor_id\t: AuthenticAMD", "model name\t: AMD EPYC"]) == products.PAYS_FROM
+def test_the_halves_of_a_block_are_what_they_are_by_definition(half, plainly, shapes):
+    torch.manual_seed(0)
+    arguments = [torch.randn(2, 8, 4, 10), *torch.randn(2, 10), *map(torch.randn, shapes)]
+    exact = [argument.double().requires_grad_() for argument in arguments]
+    short = [argument.clone().requires_grad_() for argument in arguments]
+    wanted, found = plainly(*exact), half(*short)
+    seed = torch.randn(wanted.shape)
+    wanted.backward(seed.double())
+    found.backward(seed)
+    for ours, theirs in [(found, wanted), *((a.grad, b.grad) for a, b in zip(short, exact, strict=True))]:
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@two_libraries
+def test_mkl_is_for_processors_of_its_maker_and_onednn_for_those_that_were_timed():
+    assert products.convolved_from(["vendor_id\t: AuthenticAMD", "model name\t: AMD EPYC"]) == products.PAYS_FROM
+    for maker in ("vendor_id\t: GenuineIntel", "model name: Intel64 Family 6, GenuineIntel", "model name: arm"):
+        assert products.convolved_from([maker]) == math.inf
+
+
+@two_libraries
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("channels", "convolved"), [(96, True), (8, False)])
-def test_large_ones_are_convolved_by_onednn_and_small_ones_are_not(channels, convolved, threads, monkeypatch):
-    monkeypatch.setattr(products, "LEAST", products.PAYS_FROM)
+@pytest.mark.parametrize(("size", "convolved"), [((64, 64, 96), True), ((64, 64, 8), False), ((65, 63, 96), False)])
+def test_large_ones_are_convolved_by_onednn_and_others_are_not(size, convolved, threads, monkeypatch):
+    monkeypatch.setattr(products, "CONVOLVED_FROM", products.PAYS_FROM)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    x, weight = torch.randn(1, 64, 64, channels), torch.randn(channels, channels)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        products.product(x, weight)
-        products.by_weight(x, x)
-    torch.set_num_threads(before)
+    x, weight = torch.randn(1, *size), torch.randn(size[-1], size[-1])
+    try:
+        torch.set_num_threads(threads)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            products.product(x, weight)
+            products.by_weight(x, x)
+    finally:
+        torch.set_num_threads(before)
     called = {event.key for event in profile.key_averages()}
     assert ("aten::mkldnn_convolution" in called) == ("aten::convolution_backward" in called) == convolved
-    assert ("aten::mm" in called) == (not convolved)
+    assert ("aten::mm" in called) == (not convolved) and not any("slow_conv" in name for name in called)
