@@ -42,8 +42,11 @@ def error(value: torch.Tensor, exact: torch.Tensor) -> float:
     return ((value.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-3)).item()
 
 
-def both(function, plainly, arguments: list[torch.Tensor], built: kernels.Kernels) -> list[float]:
-    """Errors of a half's output and of all its derivatives by kernels in float32, against its definition in doubles."""
+def both(function, plainly, arguments: list[torch.Tensor], built: kernels.Kernels | None) -> list[float]:
+    """Errors of a half's output and of all its derivatives in float32, by kernels if told, against its definition.
+
+    That is in doubles.
+    """
     exact = [argument.double().requires_grad_() for argument in arguments]
     short = [argument.clone().requires_grad_() for argument in arguments]
     wanted = plainly(*exact)
@@ -69,10 +72,8 @@ def test_a_gated_half_beside_convolved_products(built, monkeypatch):
     monkeypatch.setattr(products, "CONVOLVED_FROM", 0)
     torch.manual_seed(0)
     weights = (torch.randn(size) for size in ((42, 10), (42, 1, 3, 3), (10, 21)))
-    assert (
-        max(both(fused.feed, fused.feed_plainly, [torch.randn(2, 8, 4, 10), *torch.randn(2, 10), *weights], built))
-        < 1e-4
-    )
+    arguments = [torch.randn(2, 8, 4, 10), *torch.randn(2, 10), *weights]
+    assert max(both(fused.feed, fused.feed_plainly, arguments, built)) < 1e-4
 
 
 @given(shapes, st.sampled_from([(2, 1), (6, 1), (6, 3), (16, 2), (45, 1), (48, 4), (50, 2)]))
@@ -115,23 +116,20 @@ def gradients(network, images, built=None) -> list[torch.Tensor]:
     return [restored.detach(), *(p.grad for p in network.parameters() if p.grad is not None)]
 
 
-def test_a_network_is_the_same_to_rounding_and_with_any_number_of_threads(built):
+def test_a_network_is_the_same_to_rounding_and_with_any_number_of_threads(built, set_threads):
     network, images = build_network("nano"), torch.rand(3, 3, 24, 16)
-    before, threads = gradients(network, images), torch.get_num_threads()
+    before = gradients(network, images)
     one = gradients(network, images, built)
     assert max(map(error, one, [tensor.double() for tensor in before])) < 1e-4
     assert not all(map(torch.equal, one, before)), "the kernels ran"
     x, weight = torch.randn(3, 7, 9, 50), torch.randn(50, 1, 3, 3)
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            out, squares = built.depthwise(x, weight)
-            back = built.depthwise_backward(x.clone(), out, squares, x, weight)
-            gated = built.gated_backward(out[..., :25].contiguous(), x, weight)
-            results.append([out, squares, *back, *gated])
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 5):
+        set_threads(count)
+        out, squares = built.depthwise(x, weight)
+        back = built.depthwise_backward(x.clone(), out, squares, x, weight)
+        gated = built.gated_backward(out[..., :25].contiguous(), x, weight)
+        results.append([out, squares, *back, *gated])
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 

@@ -1,12 +1,12 @@
 """Products of pixels and a weight, by either library, against their definition in double precision."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_kernels import both
 
 from mirl_study import fused, products
 from mirl_study.network import Pointwise
@@ -18,15 +18,11 @@ two_libraries = pytest.mark.skipif(
 
 
 @pytest.fixture(params=[(1, 0), (2, 0), (1, math.inf)], ids=["convolved", "by two threads", "multiplied"])
-def way(request) -> Iterator[float]:
-    """From how many values on a product is convolved, and with how many threads."""
-    before = torch.get_num_threads()
+def way(request, monkeypatch, set_threads) -> None:
+    """With how many threads, and from how many values on, a product is convolved."""
     threads, convolved_from = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "CONVOLVED_FROM", convolved_from)
-        torch.set_num_threads(threads)
-        yield convolved_from
-        torch.set_num_threads(before)
+    set_threads(threads)
+    monkeypatch.setattr(products, "CONVOLVED_FROM", convolved_from)
 
 
 @pytest.mark.usefixtures("way")
@@ -84,14 +80,7 @@ def test_a_pointwise_layer_can_be_differentiated_twice(size):
 def test_the_halves_of_a_block_are_what_they_are_by_definition(half, plainly, shapes):
     torch.manual_seed(0)
     arguments = [torch.randn(2, 8, 4, 10), *torch.randn(2, 10), *map(torch.randn, shapes)]
-    exact = [argument.double().requires_grad_() for argument in arguments]
-    short = [argument.clone().requires_grad_() for argument in arguments]
-    wanted, found = plainly(*exact), half(*short)
-    seed = torch.randn(wanted.shape)
-    wanted.backward(seed.double())
-    found.backward(seed)
-    for ours, theirs in [(found, wanted), *((a.grad, b.grad) for a, b in zip(short, exact, strict=True))]:
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert max(both(half, plainly, arguments, None)) < 1e-5
 
 
 @two_libraries
@@ -104,17 +93,13 @@ def test_mkl_is_for_processors_of_its_maker_and_onednn_for_those_that_were_timed
 @two_libraries
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("size", "convolved"), [((64, 64, 96), True), ((64, 64, 8), False), ((65, 63, 96), False)])
-def test_large_ones_are_convolved_by_onednn_and_others_are_not(size, convolved, threads, monkeypatch):
+def test_large_ones_are_convolved_by_onednn_and_others_are_not(size, convolved, threads, monkeypatch, set_threads):
     monkeypatch.setattr(products, "CONVOLVED_FROM", products.PAYS_FROM)
-    before = torch.get_num_threads()
+    set_threads(threads)
     x, weight = torch.randn(1, *size), torch.randn(size[-1], size[-1])
-    try:
-        torch.set_num_threads(threads)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            products.product(x, weight)
-            products.by_weight(x, x)
-    finally:
-        torch.set_num_threads(before)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        products.product(x, weight)
+        products.by_weight(x, x)
     called = {event.key for event in profile.key_averages()}
     assert ("aten::mkldnn_convolution" in called) == ("aten::convolution_backward" in called) == convolved
     assert ("aten::mm" in called) == (not convolved) and not any("slow_conv" in name for name in called)
