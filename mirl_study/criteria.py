@@ -291,10 +291,14 @@ def _bracket(values: Arrays, kept: Arrays, quantile: float) -> tuple[float, floa
 
     From the quantile of a sample it is six of its standard errors to each.
     """
-    sample = np.sort(np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)]))
+    sample = np.concatenate([value[keep] for value, keep in zip(_thin(values), _thin(kept), strict=True)])
+    if not len(sample):
+        return -np.inf, np.inf
     middle, room = quantile * len(sample), 6 * (len(sample) * quantile * (1 - quantile)) ** 0.5 + 1
-    low = sample[int(middle - room)] if middle > room else -np.inf
-    high = sample[int(middle + room)] if middle + room < len(sample) else np.inf
+    first, last = max(int(middle - room), 0), min(int(middle + room), len(sample) - 1)
+    sample.partition((first, last))
+    low = sample[first] if middle > room else -np.inf
+    high = sample[last] if middle + room < len(sample) else np.inf
     return low, high
 
 

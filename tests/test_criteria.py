@@ -142,6 +142,12 @@ def test_of_many_scores_the_lowest_leave(kind, rate):
     assert torch.equal(prune(Mask({"0": keep}), {"0": values}, rate)["0"], expected)
 
 
+def test_survivors_that_no_sample_meets_are_pruned_all_the_same():
+    values, keep = sampled_scores("random"), torch.zeros(2**20 + 7, dtype=torch.bool)
+    keep[1:11] = True
+    assert torch.equal(prune(Mask({"0": keep}), {"0": values}, 0.5)["0"], keep & (values >= values[1:11].sort()[0][5]))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_random_scores_know_nothing_of_the_initialisation(seed):
     """The same seed drives both; a shared stream of numbers would make random pruning a cut by initial value."""
