@@ -50,9 +50,8 @@ MEASURED = {  # of some rows: what is timed, and the side that the row is about
     "memory_compiled": ("step_paper", "compiled"),
     "memory_gpu": ("step_gpu", "ours"),
 }
-# Runs that are not counted; one, where nothing is said. The heap of the C library takes so many steps of the plain path
-# to grow by what they free; until then the kernel hands out, and fills with zeros, most of each step's memory anew.
-# A compiler and CUDA graphs want a few, too.
+# Runs that are not counted; elsewhere one. Until the heap of the C library has grown to hold what a plain step frees,
+# the kernel hands out most of a step's memory anew, and fills it with zeros. Compilers and CUDA graphs want a few, too.
 SETTLING = {"step_paper": 12, "step_gpu": 5}
 AT_LEAST = 15.0  # seconds that a row is run for, all sides together: short runs are repeated until then
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}  # of aten, beside convolutions
@@ -115,7 +114,7 @@ def measure(row: str, runs: int, threads: int) -> dict[str, Any]:
 
     Args:
         row: one of ``subjects.TIMED``.
-        runs: of each side, at least, and until AT_LEAST; besides those of SETTLING.
+        runs: of each side, at least, besides those of SETTLING; more until those of all sides took AT_LEAST seconds.
         threads: of torch.
 
     Returns:
@@ -150,7 +149,10 @@ def measure(row: str, runs: int, threads: int) -> dict[str, Any]:
 
 
 def floor(runs: int, threads: int) -> dict[str, Any]:
-    """The machine at its best: its rates, and the seconds that one training step of ``paper`` would need at them."""
+    """The machine at its best: its rates, and the seconds that one training step of ``paper`` would need at them.
+
+    Besides, which share of a step of ours passes in products, as the median of ``runs``; looking at the clock included.
+    """
     torch.set_num_threads(threads)
     a, b = torch.rand(2, 2048, 2048)
     block, target = torch.rand(2, 2**26)
@@ -330,34 +332,32 @@ def _markdown(
     best, torch_version, version = facts["floor"], facts["versions"]["torch"], version_of(facts)
     forms = {"ours": "", "compiled": " (with `compile=true`)"}
     products = " and ".join(f"{share:.0%}{forms[form]}" for form, share in best["step_paper_products"].items())
-    sides = measured.get("step_paper", {})
+    spells = "; ".join(
+        ", ".join(f"{of['system']:.1f} s ({side})" for side, of in measured[row].items()) + name
+        for row, name in {"step_paper": " of a step", "forward_paper": " of the forward pass"}.items()
+        if row in measured
+    )
     in_system = (
-        " Of all threads' time, the operating system takes "
-        + ", ".join(f"{of['system']:.1f} s ({side})" for side, of in sides.items())
-        + " of a step, mostly for new pages of memory: the allocator that keeps them is ours alone, as is the fused "
-        "optimiser."
-        if sides
+        f" Of all threads' time, the operating system takes {spells}, mostly for new pages of memory: the allocator "
+        "that keeps them is ours alone, as is the fused optimiser."
+        if spells
         else ""
     )
     settled = bound = ""
-    if sides:
-        settling, median = sides["plain"]["settling"], sides["plain"]["median"]
-        settled = (
-            f" Of {len(settling)} steps that are not counted, while its heap grows by what they free, the plain path's "
-            f"take up to {max(settling):.1f} s."
-        )
-        times = median / best["step_paper_seconds"]
-        bound = f"; no float32 step could be more than {times:.1f} times as fast as the plain one"
+    if sides := measured.get("step_paper"):
+        first = ", ".join(f"{max(of['settling']):.1f} s ({side})" for side, of in sides.items())
+        settled = f" The first {SETTLING['step_paper']} steps of `paper` are not counted: they take up to {first}."
+        bound = f" (the plain one {sides['plain']['median'] / best['step_paper_seconds']:.1f} times as long)"
     return (
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
         f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}, commit {version}; "
         f"medians of {facts['runs']} runs by turns, of more where they are short, each side in a process of its own; "
         f"both forms of a step by turns with the same plain one.{settled} `peak` is memory in MB on top of the "
         "imports, ours / plain; `differ` the largest difference of images, losses and derivatives (these over their "
-        "largest).\n\n"
-        f"The machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; "
-        f"at that rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} "
-        f"s{bound}. Of a step of ours {products} pass in matrix products and convolutions.{in_system}\n\n"
+        "largest), or of the number of weights that are kept.\n\n"
+        f"The machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
+        f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s"
+        f"{bound}. Of a step of ours {products} pass in matrix products and convolutions.{in_system}\n\n"
         f"Share of a `laptop` lottery's notebook that is neither training nor evaluation (aim: under 5 %): {aside}.\n\n"
         + "".join(f"- not measured, {what}\n" for what in unmeasured.values())
     )
