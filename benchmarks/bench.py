@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -316,10 +317,19 @@ def overhead() -> dict[str, float]:
     return shares
 
 
+def rate_of(row: str, seconds: float) -> str:
+    """Returns what is done in a second by runs that take so long, in words; nothing where that is no number."""
+    done = subjects.work(MEASURED.get(row, (row,))[0])
+    rates = {what: float(f"{count / seconds:.3g}") for what, count in done.items()}
+    return "" if math.isnan(seconds) else ", ".join(f"{rate:,g} {what}/s" for what, rate in rates.items())
+
+
 def _markdown(
     table: pd.DataFrame, facts: dict[str, Any], measured: dict[str, dict[str, Any]], unmeasured: dict[str, str]
 ) -> str:
+    seconds = table.ours.where(table.unit == "s")
     shown = table.assign(
+        rate=[rate_of(*pair) for pair in zip(table.row, seconds, strict=True)],
         **{column: table[column].map("{:.4g}".format) for column in ("ours", "plain")},
         ratio=table.ratio.map("{:.2f}x".format),
         aim=table.aim.map("{:.3g}x".format),
@@ -352,9 +362,9 @@ def _markdown(
         f"{shown.drop(columns='row').to_markdown(index=False)}\n\n"
         f"{facts['cpu']}, {facts['threads']} of {os.cpu_count()} threads, torch {torch_version}, commit {version}; "
         f"medians of {facts['runs']} runs by turns, of more where they are short, each side in a process of its own; "
-        f"both forms of a step by turns with the same plain one.{settled} `peak` is memory in MB on top of the "
-        "imports, ours / plain; `differ` the largest difference of images, losses and derivatives (these over their "
-        "largest), or of the number of weights that are kept.\n\n"
+        f"both forms of a step by turns with the same plain one.{settled} `rate` is ours; `peak` memory in MB on top "
+        "of the imports, ours / plain; `differ` the largest difference of images, losses and derivatives (these over "
+        "their largest), or of the number of weights that are kept.\n\n"
         f"The machine multiplies {best['gflop_per_s']:.0f} GFLOP/s and copies {best['gb_per_s']:.1f} GB/s; at that "
         f"rate a step of `paper`, {best['step_paper_gflop']:.0f} GFLOP, takes {best['step_paper_seconds']:.2f} s"
         f"{bound}. Of a step of ours {products} pass in matrix products and convolutions.{in_system}\n\n"

@@ -235,3 +235,17 @@ TIMED = {
         images_gpu,
     )
 }
+
+
+def work(row: str) -> dict[str, int]:
+    """What one run of a row gets done: how many of what."""
+    small = 10 * load_settings("laptop").batch_size
+    return {
+        "batches": {"batches": 10, "images": 80},
+        "step_paper": {"steps": 1, "images": 8},
+        "forward_paper": {"images": 1},
+        "step_laptop": {"steps": 10, "images": small},
+        "metrics": {"images": 20},
+        "step_gpu": {"steps": 1, "images": 8},
+        "images_gpu": {"images": 100},
+    }.get(row, {})

@@ -29,7 +29,14 @@ def test_rows_are_measured_by_turns_and_kept(tmp_path, monkeypatch):
     )
     text = record.with_suffix(".md").read_text()
     assert "scikit-image" in text
+    assert text.count(" images/s ") == 1, "of metrics, none of disk"
     assert text.count("for there was no GPU") == (0 if torch.cuda.is_available() else 3)
+
+
+def test_rates_are_of_what_a_run_gets_done():
+    assert bench.rate_of("step_paper_compiled", 4.0) == "0.25 steps/s, 2 images/s"
+    assert bench.rate_of("batches", 0.01) == "1,000 batches/s, 8,000 images/s"
+    assert bench.rate_of("prune_rewind", 1.0) == bench.rate_of("metrics", float("nan")) == ""
 
 
 def test_an_unknown_row_is_named():
