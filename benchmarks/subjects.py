@@ -25,6 +25,9 @@ from mirl_study.settings import Settings
 
 Run = Callable[[], np.ndarray]  # one run; returns what both sides must agree on, or nothing
 SEED = 0
+BATCHES, SIZE, PATCH = 10, 8, 64  # of the data path; a step of `paper` takes one such batch
+STEPS = 10  # of `laptop` in a run
+SCORED, SCORED_GPU = 20, 100  # images
 
 
 def _network(side: str, settings: Settings) -> torch.nn.Module:
@@ -64,24 +67,24 @@ def _step(side: str, settings: Settings, size: int, patch: int, device: str = "c
 
 def step_paper(side: str) -> Run:
     """Training step, network `paper`, batch of 8, 64x64."""
-    return _step(side, load_settings("paper", compile=side == "compiled"), 8, 64)
+    return _step(side, load_settings("paper", compile=side == "compiled"), SIZE, PATCH)
 
 
 def step_laptop(side: str) -> Run:
     """Ten training steps, network of `laptop`, its batch and patch; one alone would pay for cold caches."""
     settings = load_settings("laptop", compile=side == "compiled")
-    return _step(side, settings, settings.batch_size, settings.patch_size, steps=10)
+    return _step(side, settings, settings.batch_size, settings.patch_size, steps=STEPS)
 
 
 def step_gpu(side: str) -> Run:
     """Training step on a GPU, network `paper`, batch of 8, 64x64: bf16 and compiled, against eager float32."""
-    return _step(side, load_settings("paper", precision="bf16", compile=True), 8, 64, "cuda")
+    return _step(side, load_settings("paper", precision="bf16", compile=True), SIZE, PATCH, "cuda")
 
 
 def images_gpu(side: str) -> Run:
     """100 images of 321x481 (as many as in Rain100L) restored and scored on a GPU, or scored one by one on the CPU."""
     network = _network(side, load_settings("paper")).to("cuda").eval()
-    clean, noisy = _pairs(100)
+    clean, noisy = _pairs(SCORED_GPU)
 
     def run() -> np.ndarray:
         rows = []
@@ -127,11 +130,11 @@ def batches(side: str) -> Run:
     bank = data.load_bank(load_settings("gpu", data=str(root)), "train", root) if side == "ours" else None
 
     def run() -> np.ndarray:
-        for step in range(10):
+        for step in range(BATCHES):
             if bank:
-                bank.batch(8, 64, seed=SEED, order=0, step=step)
+                bank.batch(SIZE, PATCH, seed=SEED, order=0, step=step)
             else:
-                plain.batch(rows, 8, 64, rng)
+                plain.batch(rows, SIZE, PATCH, rng)
         assert folder  # the photographs stay as long as they are needed
         return np.empty(0)
 
@@ -175,7 +178,7 @@ def metrics(side: str) -> Run:
     """PSNR and SSIM of 20 images of 321x481, against scikit-image one by one."""
     if side == "ours":
         keep_memory()
-    clean, noisy = _pairs(20)
+    clean, noisy = _pairs(SCORED)
 
     def run() -> np.ndarray:
         return np.array([_scores(side, a, b) for a, b in zip(noisy, clean, strict=True)])
@@ -239,13 +242,13 @@ TIMED = {
 
 def work(row: str) -> dict[str, int]:
     """What one run of a row gets done: how many of what."""
-    small = 10 * load_settings("laptop").batch_size
+    small = STEPS * load_settings("laptop").batch_size
     return {
-        "batches": {"batches": 10, "images": 80},
-        "step_paper": {"steps": 1, "images": 8},
+        "batches": {"batches": BATCHES, "images": BATCHES * SIZE},
+        "step_paper": {"steps": 1, "images": SIZE},
         "forward_paper": {"images": 1},
-        "step_laptop": {"steps": 10, "images": small},
-        "metrics": {"images": 20},
-        "step_gpu": {"steps": 1, "images": 8},
-        "images_gpu": {"images": 100},
+        "step_laptop": {"steps": STEPS, "images": small},
+        "metrics": {"images": SCORED},
+        "step_gpu": {"steps": 1, "images": SIZE},
+        "images_gpu": {"images": SCORED_GPU},
     }.get(row, {})

@@ -67,7 +67,9 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.option("--rows", default="", metavar="LIST", help="Of the table: step_paper,batches. [default: all]")
-@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Of each side; the median counts.")
+@click.option(
+    "--runs", default=5, show_default=True, type=click.IntRange(1), help="Of each side, at least; the median counts."
+)
 @click.option("--threads", default=os.cpu_count() or 1, type=click.IntRange(1), help="Of torch. [default: all]")
 @click.option(
     "--rounding", is_flag=True, help="Instead: what `compile` and bf16 do to the PSNR of `laptop`, eight seeds."
